@@ -1,0 +1,228 @@
+"""From command-line overrides and conf/ to validated dataclasses; the only user of Hydra's API."""
+
+import copy
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from llm_pretrain.config import schema
+from llm_pretrain.config.rules import check
+from llm_pretrain.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+
+
+def conf_dir() -> Path:
+    """The shipped configuration: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def groups(search: Sequence[Path] = ()) -> dict[str, list[str]]:
+    """Config groups and their options, as 'model' -> ['demo', 'paper/124m', ...]."""
+    found: dict[str, set[str]] = {}
+    for root in (conf_dir(), *search):
+        for file in root.glob("*/**/*.yaml"):
+            group, *option = file.relative_to(root).with_suffix("").parts
+            found.setdefault(group, set()).add("/".join(option))
+    return {group: sorted(options) for group, options in sorted(found.items())}
+
+
+def compose(overrides: Sequence[str], config_dir: Path | None = None) -> schema.TrainConfig:
+    """Compose conf/train.yaml with `overrides`. Raises UserError for anything wrong in them."""
+    return build_train(_compose("train", overrides, schema.TrainConfig, config_dir))
+
+
+def compose_branch(overrides: Sequence[str]) -> schema.BranchArgs:
+    """Compose conf/branch.yaml; overrides that belong to the training config become the spec's."""
+    own, rest = [], []
+    for text, override in zip(overrides, _parse(overrides), strict=True):
+        head = override.key_or_group.split(".")[0]
+        (own if head in _fields(schema.BranchArgs) and head != "overrides" else rest).append(text)
+    check_overrides(rest, schema.TrainConfig)
+    data = _compose("branch", own, schema.BranchArgs)
+    return build(schema.BranchArgs, {**data, "overrides": [*data.get("overrides", []), *rest]})
+
+
+def override(config: schema.TrainConfig, overrides: Sequence[str]) -> schema.TrainConfig:
+    """A resolved config with some values replaced, as a resume or a branch asks for."""
+    data = schema.to_dict(config)
+    for change in check_overrides(overrides, schema.TrainConfig):
+        if change.key_or_group in groups() and change.key_or_group in data:
+            choice = f"{change.key_or_group}={change.get_value_element_as_str()}"
+            data[change.key_or_group] = _compose("train", [choice], schema.TrainConfig)[
+                change.key_or_group
+            ]
+        elif change.key_or_group == "experiment":
+            raise UserError("experiment: composes a new run; it cannot be applied to this one")
+        else:
+            _set(data, change)
+    return build_train(data)
+
+
+def build_train(data: dict[str, Any]) -> schema.TrainConfig:
+    """Plain values to a checked TrainConfig. Raises UserError."""
+    config = build(schema.TrainConfig, data)
+    check(config)
+    return config
+
+
+def build(cls: type[T], data: dict[str, Any]) -> T:
+    """Plain values to a dataclass of the schema. Raises UserError naming field and value."""
+    try:
+        return TypeAdapter(cls).validate_json(schema.dumps(data))
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(cls, error))) from None
+
+
+def read(path: Path) -> schema.TrainConfig:
+    """A run's config.yaml. Raises UserError when it is unreadable."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as a run's config ({error})") from error
+    return build_train(data)
+
+
+def dump(config: schema.TrainConfig) -> str:
+    """The text of config.yaml; `read` gives the same config back."""
+    return yaml.safe_dump(schema.to_dict(config), sort_keys=False, width=100)
+
+
+def check_overrides(
+    overrides: Sequence[str], cls: type[Any], search: Sequence[Path] = ()
+) -> list[Override]:
+    """Parse overrides and refuse unknown keys and group options, naming the nearest valid one."""
+    known = groups(search)
+    parsed = _parse(overrides)
+    for item in parsed:
+        key, value = item.key_or_group, (item.input_line or "").partition("=")[2]
+        if key.startswith("hydra"):
+            continue
+        if key in known and "{" not in value:
+            options = known[key]
+            for choice in value.split(","):
+                if choice not in (*options, "null", ""):
+                    raise UserError(f"{key}={choice}: unknown; {did_you_mean(choice, options)}")
+        elif not item.is_delete():
+            _check_key(cls, key)
+    return parsed
+
+
+def register() -> None:
+    """Give Hydra every field with its default, so that `--cfg` shows them all."""
+    defaults = schema.to_dict(schema.TrainConfig())
+    defaults["data"]["sources"] = {}
+    for computed in ("dir",):
+        defaults["run"].pop(computed)
+    ConfigStore.instance().store(name="train_defaults", node=defaults)
+
+
+def forced(text: str, item: Override) -> str:
+    """The override as Hydra should see it: fields that YAML left out may be set without a '+'."""
+    plain = item.key_or_group not in groups() and not item.key_or_group.startswith("hydra")
+    return f"++{text}" if plain and text[0] not in "+~" else text
+
+
+def _compose(
+    name: str, overrides: Sequence[str], cls: type[Any], config_dir: Path | None = None
+) -> dict[str, Any]:
+    search = [config_dir] if config_dir else []
+    parsed = check_overrides(overrides, cls, search)
+    for item in parsed:
+        if item.is_sweep_override():
+            raise UserError(f"{item.input_line}: several values need --multirun")
+    texts = [forced(text, item) for text, item in zip(overrides, parsed, strict=True)]
+    texts += [f"hydra.searchpath=[file://{path.resolve()}]" for path in search]
+    register()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            composed = hydra_compose(name, texts)
+        data = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(error)) from error
+    assert isinstance(data, dict)
+    return typing.cast(dict[str, Any], data)
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UserError(f"{str(error).splitlines()[0]} (write overrides as key=value)") from error
+
+
+def _set(data: dict[str, Any], change: Override) -> None:
+    *parents, leaf = change.key_or_group.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+    if change.is_delete():
+        data.pop(leaf, None)
+        return
+    data[leaf] = copy.deepcopy(change.value())
+
+
+def _fields(cls: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _dataclasses_in(hint: Any) -> Iterator[Any]:
+    if dataclasses.is_dataclass(hint):
+        yield hint
+    for part in typing.get_args(hint) if isinstance(hint, types.UnionType) else ():
+        yield from _dataclasses_in(part)
+
+
+def _check_key(cls: type[Any], key: str) -> None:
+    hint: Any = cls
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        if typing.get_origin(hint) is dict:
+            hint = typing.get_args(hint)[1]
+            continue
+        owner = next(_dataclasses_in(hint), None)
+        names = list(_fields(owner)) if owner else []
+        if part not in names:
+            prefix = ".".join(parts[:i])
+            full = [f"{prefix}.{name}" if prefix else name for name in names]
+            raise UserError(f"{key}: unknown key; {did_you_mean('.'.join(parts[: i + 1]), full)}")
+        hint = _fields(typing.cast(Any, owner))[part]
+
+
+def _explain(cls: type[Any], error: ValidationError) -> Iterator[str]:
+    seen = set()
+    for item in error.errors():
+        # A union adds the branch it tried, such as 'literal[...]', to the path of the field.
+        path = [str(p) for p in item["loc"] if "[" not in str(p)]
+        name = ".".join(path)
+        if name in seen:
+            continue
+        seen.add(name)
+        if item["type"] == "unexpected_keyword_argument":
+            try:
+                _check_key(cls, name)
+            except UserError as unknown:
+                yield str(unknown)
+            continue
+        message = item["msg"].removeprefix("Value error, ")
+        if "got " not in message:
+            message = f"got {item['input']!r}; {message[0].lower()}{message[1:]}"
+        if item["type"] == "literal_error":
+            options = [o.strip("' ") for o in item["ctx"]["expected"].replace(" or ", ",").split(",")]
+            message += f"; {did_you_mean(str(item['input']), options)}"
+        yield f"{name}: {message}"

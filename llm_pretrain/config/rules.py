@@ -1,0 +1,78 @@
+"""Rules about valid input that involve more than one field."""
+
+from llm_pretrain.config.schema import BranchSpec, TrainConfig
+from llm_pretrain.duration import Duration
+from llm_pretrain.errors import UserError
+from llm_pretrain.schedule.schedule import schedule_of
+
+
+def check(config: TrainConfig) -> None:
+    """Raise UserError, naming field, value and what would be valid, when fields disagree."""
+    _check_model(config)
+    _check_batch(config)
+    schedule_of(config)
+    if config.logger.every.amount <= 0:
+        raise UserError(f"logger.every: '{config.logger.every}' never logs; use at least 1 step")
+    for i, spec in enumerate(config.plan):
+        check_branch_spec(spec, f"plan.{i}")
+
+
+def check_branch_spec(spec: BranchSpec, name: str) -> None:
+    """Raise UserError when a spec names no branch or names it twice over."""
+    if bool(spec.at) == bool(spec.ends):
+        raise UserError(
+            f"{name}: needs either at (where branches start) or ends (their horizons), "
+            f"got at={[str(d) for d in spec.at]} and ends={[str(d) for d in spec.ends]}"
+        )
+    for field, positions in (("at", spec.at), ("ends", spec.ends)):
+        for position in positions:
+            if position.unit == "percent" or position.amount <= 0:
+                raise UserError(f"{name}.{field}: '{position}' is no position; use steps or tokens")
+    length = spec.cooldown.length
+    if isinstance(length, Duration) and length.unit == "percent" and not 0 <= length.amount < 100:
+        raise UserError(f"{name}.cooldown.length: '{length}' of a branch leaves no trunk; use < 100%")
+    if length == "rest":
+        raise UserError(f"{name}.cooldown.length: 'rest' is for whole runs; use steps, tokens or %")
+    if spec.cooldown.shape == "exponential" and spec.cooldown.floor <= 0:
+        raise UserError(f"{name}.cooldown.floor: 'exponential' needs a floor above 0, such as 0.01")
+
+
+def _check_model(config: TrainConfig) -> None:
+    model = config.model
+    if model.heads % model.kv_heads:
+        raise UserError(
+            f"model.kv_heads: {model.kv_heads} does not divide model.heads={model.heads}; "
+            f"use one of {_divisors(model.heads)}"
+        )
+    if model.head_dim % 2:
+        raise UserError(f"model.head_dim: {model.head_dim} is odd; RoPE rotates pairs")
+    trained = config.data.tokenizer.path is None
+    if trained and config.data.tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"model.vocab_size: {model.vocab_size} is smaller than the tokenizer's "
+            f"data.tokenizer.vocab_size={config.data.tokenizer.vocab_size}"
+        )
+
+
+def _check_batch(config: TrainConfig) -> None:
+    data = config.data
+    if data.global_batch % data.micro_batch:
+        raise UserError(
+            f"data.global_batch: {data.global_batch} is not a multiple of "
+            f"data.micro_batch={data.micro_batch}; use a micro_batch of "
+            f"{_divisors(data.global_batch)}"
+        )
+    if not data.sources:
+        raise UserError("data.sources: empty; name at least one corpus")
+    for name, source in data.sources.items():
+        if source.kind != "stdlib" and source.path is None:
+            raise UserError(f"data.sources.{name}.path: missing; kind '{source.kind}' needs it")
+        if source.kind == "tokens" and config.data.tokenizer.path is None:
+            raise UserError(
+                f"data.tokenizer.path: missing; source '{name}' holds tokens, so the tokenizer "
+                "that made them must be named"
+            )
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]

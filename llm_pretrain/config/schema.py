@@ -1,0 +1,323 @@
+"""The schema of a run: one dataclass per group of conf/, each field explained where it stands."""
+
+import json
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from llm_pretrain.duration import Duration, steps
+
+_RULES = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction01 = Annotated[float, Field(ge=0, le=1)]
+
+Shape = Literal["linear", "1-sqrt", "cosine", "mirror-cosine", "square", "exponential"]
+
+
+@dataclass(config=_RULES)
+class RunConfig:
+    """Who the run is and where it lives."""
+
+    name: str = "default"
+    """Name of the run; branches are named after their parent."""
+    root: str = "runs"
+    """Folder that holds runs, relative to the working directory."""
+    dir: str = "runs/default"
+    """The run directory; ${run.root}/${run.name} unless given."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the initial parameters and of the data order. A branch keeps its parent's."""
+
+
+@dataclass(config=_RULES)
+class ModelConfig:
+    """A Llama-style decoder: RMSNorm before each block, RoPE, SwiGLU, grouped-query attention."""
+
+    vocab_size: Positive = 4096
+    """Rows of the embedding. At least the tokenizer's vocabulary; the paper pads 50257 to 50304."""
+    width: Positive = 128
+    """Size of the residual stream (d)."""
+    layers: Positive = 4
+    """Number of transformer blocks (L)."""
+    heads: Positive = 4
+    """Query heads per block (H)."""
+    kv_heads: Positive = 4
+    """Key and value heads per block; must divide `heads`. Equal to `heads`: no grouping."""
+    head_dim: Positive = 32
+    """Size of a head (D); even, since RoPE rotates pairs."""
+    ffn: Positive = 384
+    """Inner size of SwiGLU. The paper takes 8d/3 rounded up to a multiple of 256."""
+    rope_theta: PositiveFloat = 10000.0
+    """Base of the rotary frequencies; larger for longer contexts."""
+    norm_eps: PositiveFloat = 1e-5
+    """Epsilon inside RMSNorm."""
+    qk_norm: bool = False
+    """RMSNorm on queries and keys of each head before RoPE; excludes export to Llama's format."""
+    tied_embeddings: bool = True
+    """Share the embedding with the output head, as the paper does."""
+    init_std: PositiveFloat = 0.02
+    """Standard deviation of the initial weights; projections into the residual stream get
+    init_std / sqrt(2 L), as in the paper's code."""
+
+
+@dataclass(config=_RULES)
+class OptimizerConfig:
+    """AdamW with decoupled weight decay, and the peak learning rate."""
+
+    name: Literal["adamw"] = "adamw"
+    """Update rule."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate; the schedule multiplies it. The paper's constant rate is half of the
+    best cosine peak."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the second moment."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: NonNegative = 0.1
+    """Decoupled decay, times the learning rate at each step. On the matrices of the blocks and
+    an untied head only; never on embeddings or norms."""
+    grad_clip: NonNegative = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+
+
+@dataclass(config=_RULES)
+class CooldownConfig:
+    """The decay at the end of a run."""
+
+    length: Duration | Literal["rest"] = steps(0)
+    """"0 steps": none. "20%": of the whole run, as in the paper, rounded down to steps.
+    "rest": everything after warmup, which makes cosine and linear schedules."""
+    shape: Shape = "1-sqrt"
+    """How the multiplier falls from its value at the start of the cooldown to `floor`."""
+    floor: Fraction01 = 0.0
+    """Multiplier reached when the run ends. "exponential" needs more than 0."""
+
+
+@dataclass(config=_RULES)
+class ScheduleConfig:
+    """Warmup, constant, cooldown. Cosine and linear are a cooldown over the rest of the run."""
+
+    total: Duration = steps(1000)
+    """Length of the run, from step 0 of its oldest ancestor, in steps or tokens."""
+    warmup: Duration = steps(0)
+    """Linear warmup, counted in `total`; "2%" is of `total`."""
+    warmup_from: Fraction01 = 0.01
+    """Multiplier of the first warmup update."""
+    cooldown: CooldownConfig = field(default_factory=CooldownConfig)
+
+
+@dataclass(config=_RULES)
+class TokenizerConfig:
+    """The byte-level BPE that turns text into tokens."""
+
+    path: str | None = None
+    """A tokenizer.json of the `tokenizers` library. Null: train one on the first source."""
+    vocab_size: Annotated[int, Field(ge=258)] = 4096
+    """Vocabulary to train, with 256 bytes and the end-of-text token; unused with `path`."""
+    train_bytes: Positive = 8_000_000
+    """Bytes of text to train it on; unused with `path`."""
+    end_of_text: str = "<|endoftext|>"
+    """Token appended to each document."""
+
+
+@dataclass(config=_RULES)
+class SourceConfig:
+    """One corpus of a mixture."""
+
+    kind: Literal["stdlib", "text", "tokens"] = "stdlib"
+    """stdlib: the Python standard library's own source code. text: anything that
+    `datasets.load_dataset` opens. tokens: files written by datatrove's DocumentTokenizer."""
+    weight: PositiveFloat = 1.0
+    """Share of the sequences drawn from this source, relative to the sum of weights. A branch may
+    change it."""
+    path: str | None = None
+    """text: a file, a glob, or a hub name. tokens: a folder with .ds files."""
+    format: Literal["json", "parquet", "text"] | None = None
+    """text: builder for local files; null for a hub name."""
+    config: str | None = None
+    """text: configuration name of a hub dataset."""
+    split: str = "train"
+    """text: split to read."""
+    field: str = "text"
+    """text: column with the document."""
+    id_field: str | None = None
+    """text: column that names a document (decides training or validation); null: its position."""
+    validation_path: str | None = None
+    """tokens: folder of the validation files; the other kinds hold out `validation_fraction`."""
+    limit: Positive | None = None
+    """stdlib, text: read only this many documents."""
+
+
+@dataclass(config=_RULES)
+class DataConfig:
+    """What a batch is made of."""
+
+    sequence_length: Positive = 256
+    """Tokens the model sees in one sequence (T)."""
+    global_batch: Positive = 16
+    """Sequences per optimizer update, over all ranks."""
+    micro_batch: Positive = 16
+    """Sequences per forward pass on one rank; micro_batch x world size must divide
+    global_batch, the quotient is the number of accumulated passes."""
+    cache: str = ".cache"
+    """Folder for prepared tokens and tokenizers, shared by all runs."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that tokenize; 0: one per core."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
+    """Share of documents held out, chosen by a hash of their name."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    sources: dict[str, SourceConfig] = field(default_factory=lambda: {"stdlib": SourceConfig()})
+    """The mixture: name -> source. A name means the same text in every ancestor and branch."""
+
+
+@dataclass(config=_RULES)
+class PrecisionConfig:
+    """Arithmetic of the forward and backward pass; parameters and moments stay float32."""
+
+    name: Literal["fp32", "bf16"] = "fp32"
+    """bf16: matrix products in bfloat16, norms, softmax and loss in float32."""
+
+
+@dataclass(config=_RULES)
+class EngineConfig:
+    """How parameters and optimizer live on the devices."""
+
+    name: Literal["fsdp"] = "fsdp"
+    """FSDP2 over all ranks; a single process runs the plain module."""
+    compile: bool = False
+    """torch.compile of each transformer block; minutes at start, faster steps after."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where present, else CPU."""
+
+
+@dataclass(config=_RULES)
+class ClusterConfig:
+    """Where runs are executed."""
+
+    name: Literal["local"] = "local"
+    """local: on this machine."""
+    jobs: Positive = 1
+    """Branches trained at the same time by `branch apply`; 1: one after the other."""
+
+
+@dataclass(config=_RULES)
+class LoggerConfig:
+    """Where metrics go besides metrics.jsonl, which is always written."""
+
+    every: Duration = steps(10)
+    """Interval of training metrics. The first and last step are always logged."""
+    wandb: bool = False
+    """Weights & Biases; offline unless a key is configured. Its failure never stops a run."""
+    tensorboard: bool = False
+    """TensorBoard event files in the run directory. Its failure never stops a run."""
+    project: str = "llm-pretrain"
+    """Project name for Weights & Biases."""
+
+
+@dataclass(config=_RULES)
+class EvalConfig:
+    """Loss on held-out text, computed on all ranks."""
+
+    every: Duration = steps(100)
+    """Interval; "0 steps": only at the end, where it always happens."""
+    sequences: Positive = 256
+    """Held-out sequences per evaluation, always the same, in the order of the source; fewer when
+    the source has fewer."""
+
+
+@dataclass(config=_RULES)
+class CheckpointConfig:
+    """When to save, and what to keep."""
+
+    every: Duration = steps(500)
+    """Interval; "0 steps": only at the end and where `plan` needs it."""
+    keep_last: Positive = 2
+    """Newest checkpoints to keep. Steps that a plan needs or a branch started from are kept too."""
+    keep_every: Duration = steps(0)
+    """Keep every checkpoint at a multiple of this; "0 steps": none."""
+
+
+@dataclass(config=_RULES)
+class BranchSpec:
+    """Branches wanted from a run: where they start, how they end, what differs."""
+
+    at: list[Duration] = field(default_factory=list)
+    """Starts. Excludes `ends`."""
+    ends: list[Duration] = field(default_factory=list)
+    """Horizons: with a 20% cooldown, the branch that ends at E starts at 80% of E."""
+    cooldown: CooldownConfig = field(
+        default_factory=lambda: CooldownConfig(length=Duration.parse("20%"))
+    )
+    """Decay of each branch, from the parent's rate at its start."""
+    overrides: list[str] = field(default_factory=list)
+    """Anything else that differs, as on the command line: ["optimizer.lr=3e-4"]."""
+
+
+@dataclass(config=_RULES)
+class BranchArgs(BranchSpec):
+    """What `llm-pretrain branch` is asked: a spec, and the run it starts from."""
+
+    parent: str | None = None
+    """Directory of the run to branch from."""
+
+
+@dataclass(config=_RULES)
+class Segment:
+    """A stretch of an ancestor's training: what set its learning rate and its data."""
+
+    run: str
+    """Id of the run that trained it."""
+    until: Positive
+    """First step that is no longer part of it."""
+    lr: PositiveFloat
+    """Peak learning rate."""
+    schedule: ScheduleConfig
+    data: DataConfig
+
+
+@dataclass(config=_RULES)
+class TrainConfig:
+    """Everything that decides a run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    plan: list[BranchSpec] = field(default_factory=list)
+    """Branches wanted from this run; the steps they start from are saved and never deleted."""
+    past: list[Segment] = field(default_factory=list)
+    """Ancestors, oldest first; written by the branch manager, empty for a trunk."""
+    resume: str | None = None
+    """Run directory to continue; everything else then comes from its config.yaml."""
+
+
+def from_dict(data: dict[str, Any]) -> TrainConfig:
+    """Build the dataclasses; raises pydantic's ValidationError."""
+    return _ADAPTER.validate_json(dumps(data))
+
+
+def dumps(data: dict[str, Any]) -> str:
+    """JSON for validation: pydantic's strict mode takes dataclasses from JSON, not from dicts."""
+    return json.dumps(data)
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain lists, dicts, numbers and strings; `from_dict(to_dict(c)) == c`."""
+    dumped: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
+    return dumped
+
+
+_ADAPTER = TypeAdapter(TrainConfig)

@@ -1,0 +1,34 @@
+"""The errors that reach a user as one message, and the exit codes that scripts may rely on."""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_OK = 0
+EXIT_BAD_INPUT = 2
+EXIT_CONTINUE = 75
+"""Stopped on request after a save: the same command continues the run (EX_TEMPFAIL)."""
+
+
+class UserError(Exception):
+    """Input that cannot work; the message names the field, the value and what would be valid."""
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint whose files are missing or differ from its manifest."""
+
+
+class RunInUse(UserError):
+    """A run directory that another live process holds."""
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """A suggestion for a mistyped name, or the list of valid names when none is near.
+
+    >>> did_you_mean("liner", ["linear", "1-sqrt"])
+    "did you mean 'linear'?"
+    """
+    names = list(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"valid: {', '.join(names)}" if names else "none is valid here"
