@@ -13,11 +13,11 @@ class UserError(Exception):
     """Input that cannot work; the message names the field, the value and what would be valid."""
 
 
-class DamagedCheckpoint(UserError):
+class DamagedCheckpointError(UserError):
     """A checkpoint whose files are missing or differ from its manifest."""
 
 
-class RunInUse(UserError):
+class RunInUseError(UserError):
     """A run directory that another live process holds."""
 
 

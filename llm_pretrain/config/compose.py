@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -64,10 +66,7 @@ def override(config: schema.TrainConfig, overrides: Sequence[str]) -> schema.Tra
     data = schema.to_dict(config)
     for change in check_overrides(overrides, schema.TrainConfig):
         if change.key_or_group in groups() and change.key_or_group in data:
-            choice = f"{change.key_or_group}={change.get_value_element_as_str()}"
-            data[change.key_or_group] = _compose("train", [choice], schema.TrainConfig)[
-                change.key_or_group
-            ]
+            _merge(data[change.key_or_group], _option(change))
         elif change.key_or_group == "experiment":
             raise UserError("experiment: composes a new run; it cannot be applied to this one")
         else:
@@ -139,6 +138,23 @@ def forced(text: str, item: Override) -> str:
     return f"++{text}" if plain and text[0] not in "+~" else text
 
 
+def sweep(parsed: Sequence[Override]) -> list[list[str]]:
+    """The override lists of a multirun's jobs, in the order of Hydra's basic sweeper."""
+    return BasicSweeper.split_arguments(list(parsed), None)[0]
+
+
+def swept_keys(parsed: Sequence[Override]) -> set[str]:
+    """The keys that a multirun varies."""
+    return {item.key_or_group for item in parsed if item.is_sweep_override()}
+
+
+def sweep_name(overrides: Sequence[str], swept: set[str]) -> str:
+    """What tells one job of a multirun from another, as a part of a file name."""
+    plain = sorted(o.lstrip("+") for o in overrides)
+    kept = ",".join(o for o in plain if o.partition("=")[0] in swept)
+    return re.sub(r"[^\w.=,+-]+", "_", kept)[:120]
+
+
 def _compose(
     name: str, overrides: Sequence[str], cls: type[Any], config_dir: Path | None = None
 ) -> dict[str, Any]:
@@ -165,6 +181,24 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise UserError(f"{str(error).splitlines()[0]} (write overrides as key=value)") from error
+
+
+def _option(change: Override) -> dict[str, Any]:
+    """What the file of a group option sets; the rest of the group stays as the run has it."""
+    path = conf_dir() / change.key_or_group / f"{change.get_value_element_as_str()}.yaml"
+    option: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
+    if "defaults" in option:
+        raise UserError(f"{change.input_line}: has a defaults list; write out its fields instead")
+    return option
+
+
+def _merge(data: dict[str, Any], option: dict[str, Any]) -> None:
+    for key, value in option.items():
+        # Another mixture replaces the sources; it does not add to them.
+        if isinstance(value, dict) and isinstance(data.get(key), dict) and key != "sources":
+            _merge(data[key], value)
+        else:
+            data[key] = value
 
 
 def _set(data: dict[str, Any], change: Override) -> None:

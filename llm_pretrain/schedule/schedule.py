@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from llm_pretrain.config.schema import CooldownConfig, ScheduleConfig, TrainConfig
 from llm_pretrain.duration import Duration
@@ -89,9 +89,31 @@ class Schedule:
             parts.append(text)
         return ", ".join(parts)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `from_dict` gives the same schedule back."""
+        return {"phases": [asdict(phase) for phase in self.phases], "cuts": list(self.cuts)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Schedule":
+        """The schedule that a checkpoint recorded."""
+        return cls(tuple(Phase(**phase) for phase in data["phases"]), tuple(data["cuts"]))
+
+    def prolongs(self, old: "Schedule", step: int) -> bool:
+        """Whether this is `old` with the same rates before `step` and only its end moved.
+
+        True for a trunk whose constant phase ends elsewhere; never once a cooldown is involved.
+        """
+        past = [
+            [(p.kind, p.start, p.first, p.last, p.shape, p.peak, cut) for p, cut in history]
+            for history in (
+                zip(s.until(step).phases, s.until(step).cuts, strict=True) for s in (self, old)
+            )
+        ]
+        return past[0] == past[1] and {self.phases[-1].kind, old.phases[-1].kind} == {"constant"}
+
     def fingerprint(self) -> str:
         """A hash that two schedules share exactly when every step has the same rate by design."""
-        canonical = json.dumps([[asdict(p) for p in self.phases], self.cuts])
+        canonical = json.dumps(self.to_dict())
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""How a multiplier falls over a cooldown: functions of progress p in [0, 1) (Hägele et al. 2024)."""
+"""How a multiplier falls over a cooldown, by progress p in [0, 1) (Hägele et al. 2024)."""
 
 import math
 from collections.abc import Callable

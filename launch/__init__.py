@@ -1,0 +1,1 @@
+"""Executors for runs: this process, several local processes; later torchrun and Slurm."""

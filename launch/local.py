@@ -1,0 +1,68 @@
+"""Train runs on this machine: one after the other in this process, or several at a time."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import UncompletedJobError
+
+from launch.job import TrainJob
+from llm_pretrain.errors import EXIT_BAD_INPUT, EXIT_CONTINUE, EXIT_OK
+
+_POLL_SECONDS = 0.2
+
+
+def run_all(paths: Sequence[Path], jobs: int) -> int:
+    """Train the runs at `paths`, at most `jobs` at a time; the worst exit code.
+
+    A run that was stopped by a signal stops the rest too: they are started by the next call.
+    """
+    if jobs == 1 or len(paths) <= 1:
+        return _one_by_one(paths)
+    codes: list[int] = []
+    waiting = list(paths)
+    active: list[tuple[Path, submitit.Job[int]]] = []
+    while waiting or active:
+        while waiting and len(active) < jobs:
+            active.append((waiting[0], _submit(waiting.pop(0), jobs)))
+        done = [(path, job) for path, job in active if job.done()]
+        active = [pair for pair in active if pair not in done]
+        codes += [_result(path, job) for path, job in done]
+        time.sleep(_POLL_SECONDS)
+    return max(codes, default=EXIT_OK)
+
+
+def _one_by_one(paths: Sequence[Path]) -> int:
+    worst = EXIT_OK
+    for path in paths:
+        code = TrainJob(path)()
+        worst = max(worst, code)
+        if code == EXIT_CONTINUE:
+            break
+    return worst
+
+
+def _submit(path: Path, jobs: int) -> "submitit.Job[int]":
+    executor = submitit.LocalExecutor(folder=path / "jobs")
+    executor.update_parameters(timeout_min=7 * 24 * 60)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    previous = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = previous or str(threads)
+    try:
+        return executor.submit(TrainJob(path))
+    finally:
+        if previous is None:
+            del os.environ["OMP_NUM_THREADS"]
+
+
+def _result(path: Path, job: "submitit.Job[int]") -> int:
+    try:
+        code: int = job.result()
+    except UncompletedJobError as error:
+        print(f"error: {path}: its process ended ({error})", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    print(f"{path}: {'finished' if code == EXIT_OK else f'exit code {code}'}", file=sys.stderr)
+    return code

@@ -1,0 +1,1 @@
+"""Branches: which should exist, which do, and starting the missing ones."""

@@ -1,0 +1,108 @@
+"""Compare the branches that should exist with the run directories; start what is missing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from llm_pretrain.branch.plan import Branch, expand
+from llm_pretrain.checkpoint.store import CheckpointStore, describe_steps
+from llm_pretrain.config.diff import differences, trajectory
+from llm_pretrain.config.schema import BranchSpec
+from llm_pretrain.errors import UserError
+from llm_pretrain.runs import Parent, Run, new_record
+from llm_pretrain.schedule.schedule import schedule_of
+
+Action = Literal["none", "start", "continue", "wait", "impossible"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A branch, how it stands, and what `apply` would do about it."""
+
+    branch: Branch
+    status: str
+    action: Action
+    reason: str = ""
+
+
+def compare(parent: Run, specs: Sequence[BranchSpec]) -> list[Row]:
+    """One row a branch, in the order of the specs; the same branch asked for twice is one row."""
+    config, identity = parent.config, parent.record.id
+    branches: dict[str, Branch] = {}
+    for spec in specs:
+        for branch in expand(config, identity, parent.path, spec):
+            branches.setdefault(str(branch.path), branch)
+    return [_row(parent, branch) for branch in branches.values()]
+
+
+def apply(parent: Run, rows: Sequence[Row]) -> list[Run]:
+    """Create the missing run directories; returns the runs that are to be trained now.
+
+    Raises UserError before anything is created when a branch is impossible, or when the checkpoint
+    of one that would start is damaged.
+    """
+    impossible = [f"{row.branch.path.name}: {row.reason}" for row in rows if _hopeless(row)]
+    if impossible:
+        raise UserError("\n".join(impossible))
+    store = CheckpointStore(parent.checkpoints)
+    starting = [row.branch for row in rows if row.action == "start"]
+    for branch in starting:
+        # The pin comes before the look: retention takes a checkpoint only when it sees no pin.
+        parent.pin(branch.start, branch.path.name)
+    for step in sorted({branch.start for branch in starting}):
+        store.verify(step)
+    for branch in starting:
+        _create(parent, store, branch)
+    return [Run.open(r.branch.path) for r in rows if r.action in ("start", "continue")]
+
+
+def _row(parent: Run, branch: Branch) -> Row:
+    if Run.exists(branch.path):
+        return _existing(parent, branch)
+    if branch.problem:
+        return Row(branch, "missing", "impossible", branch.problem)
+    store = CheckpointStore(parent.checkpoints)
+    if store.has(branch.start):
+        return Row(branch, "missing", "start")
+    if branch.start <= parent.begin:
+        return Row(
+            branch,
+            "missing",
+            "impossible",
+            f"{parent.path} begins at step {parent.begin}; branch from its parent instead",
+        )
+    reached = max([parent.record.step, *store.steps()])
+    nearest = describe_steps(store.steps(), near=branch.start)
+    if branch.start > reached:
+        reason = f"{parent.path} is at step {reached}, not yet at {branch.start}; {nearest}"
+        return Row(branch, "missing", "wait", reason)
+    reason = f"{parent.path} has no checkpoint at step {branch.start}; {nearest}"
+    return Row(branch, "missing", "impossible", reason)
+
+
+def _existing(parent: Run, branch: Branch) -> Row:
+    run = Run.open(branch.path)
+    changed = differences(trajectory(run.config), trajectory(branch.config))
+    same_schedule = schedule_of(run.config) == schedule_of(branch.config)
+    if run.record.parent != Parent(parent.record.id, branch.start) or changed or not same_schedule:
+        reason = f"{branch.path} is another run; move it away ({'; '.join(changed) or 'lineage'})"
+        return Row(branch, "taken", "impossible", reason)
+    status = run.status
+    done: dict[str, Action] = {"finished": "none", "running": "none"}
+    return Row(branch, status, done.get(status, "continue"))
+
+
+def _hopeless(row: Row) -> bool:
+    return row.action == "impossible"
+
+
+def _create(parent: Run, store: CheckpointStore, branch: Branch) -> None:
+    record = new_record(
+        branch.path.name,
+        total=branch.end,
+        overrides=branch.overrides,
+        parent=Parent(parent.record.id, branch.start),
+        parent_dir=f"../{parent.path.name}",
+        parent_checkpoint=store.identity(branch.start),
+    )
+    Run.create(branch.config, record, parent.tokenizer_path)

@@ -1,0 +1,59 @@
+"""The command `tree`: who came from whom, where each stands, its losses."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.tree import Tree
+
+from llm_pretrain.errors import EXIT_OK, UserError
+from llm_pretrain.runs import Run, scan
+
+
+def tree(arguments: Sequence[str]) -> int:
+    """Run `llm-pretrain tree FOLDER`; the exit code. Raises UserError when there is no run."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise UserError("usage: llm-pretrain tree RUNS, a folder that holds runs, or one run")
+    root = Path(arguments[0])
+    runs = scan(root)
+    if not runs:
+        raise UserError(f"{root}: holds no run")
+    drawing = Tree(escape(str(root)))
+    children: dict[str | None, list[Run]] = defaultdict(list)
+    known = {run.record.id for run in runs}
+    for run in runs:
+        parent = run.record.parent
+        children[parent.run if parent and parent.run in known else None].append(run)
+    _grow(drawing, children, None)
+    Console().print(drawing, highlight=False)
+    return EXIT_OK
+
+
+def _grow(node: Tree, children: dict[str | None, list[Run]], of: str | None) -> None:
+    for run in children[of]:
+        _grow(node.add(escape(describe(run))), children, run.record.id)
+
+
+def describe(run: Run) -> str:
+    """A run in one line: name, origin, state, step, losses."""
+    record, rows = run.record, run.metrics()
+    step = rows[-1]["step"] if rows else record.step
+    parts = [record.name]
+    if record.parent:
+        parts.append(f"from step {record.parent.step}")
+    parts += [run.status, f"step {step}/{record.total}"]
+    for key in ("loss", "val_loss"):
+        value = last_value(rows, key)
+        if value is not None:
+            parts.append(f"{key} {value:.4f}")
+    if record.reason:
+        parts.append(record.reason.splitlines()[0])
+    return "  ".join(parts)
+
+
+def last_value(rows: Sequence[dict[str, Any]], key: str) -> float | None:
+    """The newest value of a metric, or None."""
+    return next((float(row[key]) for row in reversed(rows) if key in row), None)

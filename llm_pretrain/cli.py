@@ -1,0 +1,96 @@
+"""The command `llm-pretrain`: finds the subcommand, turns errors into messages and exit codes."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from llm_pretrain import __version__
+from llm_pretrain.errors import EXIT_BAD_INPUT, EXIT_OK, UserError, did_you_mean
+
+_HELP = f"""llm-pretrain {__version__}: constant learning rate, cooldowns branched from any checkpoint
+
+  llm-pretrain train  [KEY=VALUE ...]                 train a run, or continue it
+  llm-pretrain train  resume=RUN                      continue the run in directory RUN
+  llm-pretrain branch plan  parent=RUN [KEY=VALUE ...]  show the branches that would start
+  llm-pretrain branch apply parent=RUN [KEY=VALUE ...]  start those that are missing
+  llm-pretrain tree   RUNS                            who came from whom, and how each stands
+  llm-pretrain report RUNS                            write an HTML page about the runs
+  llm-pretrain export RUN FOLDER [step=N]             write Hugging Face Llama weights
+
+'llm-pretrain train --help' and 'llm-pretrain branch --help' explain every KEY.
+Exit codes: 0 done, 2 bad input, 75 stopped on request and saved: run it again to go on."""
+
+
+def main() -> None:
+    """Entry point of the command."""
+    sys.exit(guarded(dispatch, sys.argv[1:]))
+
+
+def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Run a command; bad input becomes one message and exit code 2, never a traceback."""
+    try:
+        return command(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Run the subcommand named first."""
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "train": _train,
+        "branch": _branch,
+        "tree": _tree,
+        "report": _report,
+        "export": _export,
+    }
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(_HELP)
+        return EXIT_OK
+    if arguments[0] == "--version":
+        print(__version__)
+        return EXIT_OK
+    if arguments[0] not in commands:
+        raise UserError(f"{arguments[0]}: no such command; {did_you_mean(arguments[0], commands)}")
+    return commands[arguments[0]](arguments[1:])
+
+
+def _train(arguments: Sequence[str]) -> int:
+    if any(a in ("--help", "-h") for a in arguments):
+        from llm_pretrain.config.help import train_help
+
+        print(train_help())
+        return EXIT_OK
+    from llm_pretrain.train.command import train
+
+    return train(arguments)
+
+
+def _branch(arguments: Sequence[str]) -> int:
+    from llm_pretrain.branch.command import branch
+
+    return branch(arguments)
+
+
+def _tree(arguments: Sequence[str]) -> int:
+    from llm_pretrain.branch.tree import tree
+
+    return tree(arguments)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    from llm_pretrain.report.command import report
+
+    return report(arguments)
+
+
+def _export(arguments: Sequence[str]) -> int:
+    from llm_pretrain.model.export import export
+
+    return export(arguments)
+
+
+if __name__ == "__main__":
+    main()

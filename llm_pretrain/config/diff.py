@@ -1,0 +1,52 @@
+"""What makes two configs different runs, and how to tell a person."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from llm_pretrain.config.schema import TrainConfig, to_dict
+
+_OPERATIONAL = (
+    "run.name run.root run.dir engine cluster logger eval checkpoint plan resume "
+    "data.cache data.workers data.micro_batch"
+).split()
+
+
+def operational(name: str) -> bool:
+    """Whether a field leaves every update as it is: where and how the run is executed."""
+    return any(_within(name, group) for group in _OPERATIONAL)
+
+
+def trajectory(config: TrainConfig) -> dict[str, Any]:
+    """The fields that decide the parameters after each update, flat: 'optimizer.lr' -> 0.001.
+
+    Without the schedule, which is compared by what it does.
+    """
+    flat = all_fields(config)
+    return {n: v for n, v in flat.items() if not operational(n) and not _within(n, "schedule")}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line a field that differs: 'optimizer.lr: 0.001 -> 0.002'."""
+    missing = "(absent)"
+    return [
+        f"{name}: {old.get(name, missing)} -> {new.get(name, missing)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, missing) != new.get(name, missing)
+    ]
+
+
+def all_fields(config: TrainConfig) -> dict[str, Any]:
+    """Every field of a config, flat."""
+    return dict(_flatten(to_dict(config)))
+
+
+def _within(name: str, group: str) -> bool:
+    return name == group or name.startswith(f"{group}.")
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value

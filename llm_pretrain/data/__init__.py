@@ -1,0 +1,1 @@
+"""From text to batches: corpora, tokenizer, token files, mixture and loader, all without torch."""

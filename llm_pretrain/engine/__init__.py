@@ -1,0 +1,1 @@
+"""How model and optimizer live on the devices, behind one protocol."""

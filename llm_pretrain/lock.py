@@ -1,0 +1,103 @@
+"""A lock file that names its holder; a dead holder's lock is taken over."""
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llm_pretrain.atomic import create_exclusive
+from llm_pretrain.errors import RunInUseError
+
+HEARTBEAT_SECONDS = 30
+STALE_SECONDS = 300
+"""A holder on another host is dead when its lock was not touched for this long."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process, told apart from a later one with the same pid by its start time."""
+
+    host: str
+    pid: int
+    started: str
+
+    @classmethod
+    def current(cls) -> "Holder":
+        """This process."""
+        return cls(socket.gethostname(), os.getpid(), _start_time(os.getpid()) or "unknown")
+
+    def alive(self, lock: Path) -> bool:
+        """Whether the holder still runs; by heartbeat when it is on another host."""
+        if self.host == socket.gethostname():
+            return _start_time(self.pid) == self.started
+        try:
+            return time.time() - lock.stat().st_mtime < STALE_SECONDS
+        except FileNotFoundError:
+            return False
+
+
+def holder(lock: Path) -> Holder | None:
+    """The live holder of `lock`, or None when it is free or its holder is dead."""
+    found = _read(lock)
+    return found if found and found.alive(lock) else None
+
+
+@contextmanager
+def hold(lock: Path) -> Iterator[None]:
+    """Hold `lock` for the duration of the block. Raises RunInUseError naming the live holder."""
+    me = Holder.current()
+    _acquire(lock, me)
+    stop = threading.Event()
+    beat = threading.Thread(target=_heartbeat, args=(lock, stop), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        beat.join()
+        if _read(lock) == me:
+            lock.unlink(missing_ok=True)
+
+
+def _acquire(lock: Path, me: Holder) -> None:
+    # The guard makes "is it dead? then replace it" one step among processes that share the disk.
+    with lock.with_name(f".{lock.name}.guard").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        found = _read(lock)
+        if found and found.alive(lock):
+            raise RunInUseError(
+                f"{lock.parent}: in use by process {found.pid} on {found.host}; "
+                "wait for it or stop it"
+            )
+        lock.unlink(missing_ok=True)
+        if not create_exclusive(lock, json.dumps(asdict(me)) + "\n"):
+            raise RunInUseError(f"{lock.parent}: in use; another process took it just now")
+
+
+def _heartbeat(lock: Path, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_SECONDS):
+        if lock.exists():
+            os.utime(lock)
+
+
+def _read(lock: Path) -> Holder | None:
+    try:
+        return Holder(**json.loads(lock.read_text()))
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return None
+
+
+def _start_time(pid: int) -> str | None:
+    """Clock ticks after boot at which the process began, or None when there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]

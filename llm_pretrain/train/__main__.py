@@ -1,0 +1,9 @@
+"""`python -m llm_pretrain.train`: the same as `llm-pretrain train`, for torchrun."""
+
+import sys
+
+from llm_pretrain.cli import guarded
+from llm_pretrain.train.command import train
+
+if __name__ == "__main__":
+    sys.exit(guarded(train, sys.argv[1:]))

@@ -1,0 +1,211 @@
+"""The training loop: batch, update, measure, evaluate, save; stop when asked."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from llm_pretrain.checkpoint.retention import prune, restore_hidden
+from llm_pretrain.checkpoint.saver import Saver
+from llm_pretrain.checkpoint.store import CheckpointStore
+from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.data.loader import Loader
+from llm_pretrain.data.prefetch import Prefetcher
+from llm_pretrain.duration import Duration
+from llm_pretrain.engine.base import Engine
+from llm_pretrain.engine.world import World
+from llm_pretrain.errors import UserError
+from llm_pretrain.runs import Run
+from llm_pretrain.schedule.schedule import clock_of, schedule_of
+from llm_pretrain.train.console import RunConsole
+from llm_pretrain.train.evaluate import evaluate
+from llm_pretrain.train.interrupt import StopFlag
+from llm_pretrain.train.loggers import Loggers
+from llm_pretrain.train.meter import Meter
+from llm_pretrain.train.state import checkpoint_meta, checkpoint_state
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """At which steps something happens, all in steps done."""
+
+    log: int
+    evaluate: int
+    save: int
+    keep: int
+    planned: frozenset[int]
+    """Steps that the run's own plan branches from."""
+    total: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, planned: frozenset[int]) -> "Calendar":
+        """Intervals of `config` in steps."""
+        clock, total = clock_of(config), schedule_of(config).total
+
+        def interval(length: Duration) -> int:
+            return clock.length(length, total)
+
+        return cls(
+            log=max(1, interval(config.logger.every)),
+            evaluate=interval(config.eval.every),
+            save=interval(config.checkpoint.every),
+            keep=interval(config.checkpoint.keep_every),
+            planned=planned,
+            total=total,
+        )
+
+    def logs(self, step: int, begin: int) -> bool:
+        """Whether training metrics are due after `step` updates."""
+        return step % self.log == 0 or step in (begin + 1, self.total)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether an evaluation is due."""
+        return step == self.total or (self.evaluate > 0 and step % self.evaluate == 0)
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due."""
+        due = self.save > 0 and step % self.save == 0
+        return due or step == self.total or step in self.planned
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a session of training ended."""
+
+    state: Literal["finished", "interrupted"]
+    step: int
+    reason: str | None = None
+
+
+class Trainer:
+    """Trains one run from `step` to its end, with everything already placed and loaded."""
+
+    def __init__(
+        self,
+        run: Run,
+        config: TrainConfig,
+        calendar: Calendar,
+        world: World,
+        engine: Engine,
+        loader: Loader,
+        console: RunConsole,
+    ) -> None:
+        self._run, self._config, self._calendar = run, config, calendar
+        self._world, self._engine, self._loader, self._console = world, engine, loader, console
+        self._schedule, self._clock = schedule_of(config), clock_of(config)
+        self._store = CheckpointStore(run.checkpoints)
+        self._saver = Saver(self._store, world)
+        self._meter = Meter(config, world)
+        self._loggers: Loggers | None = None
+        self._saved: int | None = None
+
+    @property
+    def peak_source(self) -> str:
+        """Where the denominator of MFU is from."""
+        return self._meter.peak.source
+
+    def train(self, step: int, stop: StopFlag) -> Outcome:
+        """Train from `step` updates done to the end, or to the first boundary after a stop.
+
+        Raises UserError when a save fails or the loss is no longer a number.
+        """
+        self._saved = step if self._store.has(step) else None
+        if self._world.main:
+            restore_hidden(self._store)
+            self._loggers = Loggers(self._config, self._run.path, self._console.say)
+        try:
+            return self._train(step, stop)
+        finally:
+            if self._loggers:
+                self._loggers.close()
+
+    def _train(self, step: int, stop: StopFlag) -> Outcome:
+        total = self._calendar.total
+        with Prefetcher(self._batch) as batches:
+            self._meter.start()
+            while step < total:
+                logs = self._calendar.logs(step + 1, self._run.begin)
+                loss, norm = self._update(step, batches.get(step), logs)
+                step += 1
+                self._after(step, loss, norm)
+                self._console.advance(step)
+                if self._world.any(stop.by is not None) and step < total:
+                    self._save(step)
+                    self._saver.wait()
+                    return Outcome("interrupted", step, stop.by or "signal on another rank")
+        self._save(total)
+        self._saver.wait()
+        return Outcome("finished", total)
+
+    def _batch(self, step: int) -> torch.Tensor:
+        rows = self._loader.batch(step, self._world.rank, self._world.size)
+        tokens = torch.from_numpy(rows)
+        return tokens.pin_memory() if self._world.device.type == "cuda" else tokens
+
+    def _update(
+        self, step: int, rows: torch.Tensor, logs: bool
+    ) -> tuple[float | None, float | None]:
+        """One optimizer update; the loss and the norm are read from the device only to log."""
+        micro = self._config.data.micro_batch
+        passes = list(rows.to(self._world.device, non_blocking=True).split(micro))
+        total = torch.zeros((), device=self._world.device)
+        for i, tokens in enumerate(passes):
+            last = i == len(passes) - 1
+            total += self._engine.forward_backward(tokens, weight=1 / len(passes), last=last)
+        norm = self._engine.step(self._schedule.lr(step), self._config.optimizer.grad_clip)
+        self._meter.count(rows.shape[0] * (rows.shape[1] - 1) * self._world.size)
+        if not logs:
+            return None, None
+        return (self._world.sum(total) / self._world.size).item(), norm.item()
+
+    def _after(self, step: int, loss: float | None, norm: float | None) -> None:
+        """Measure, evaluate and save after `step` updates, in this order.
+
+        The rows of a step are on disk before its checkpoint exists, so a resume from it has them.
+        """
+        if loss is not None and norm is not None:
+            self._check_finite(step, loss)
+            lr = self._schedule.lr(step - 1)
+            self._record(step, {"loss": loss, "lr": lr, "grad_norm": norm, **self._meter.read()})
+        if self._calendar.evaluates(step):
+            with self._meter.paused():
+                self._record(step, evaluate(self._engine, self._loader, self._config, self._world))
+        if self._calendar.saves(step):
+            with self._meter.paused():
+                self._save(step)
+
+    def _record(self, step: int, values: dict[str, Any]) -> None:
+        if not self._world.main:
+            return
+        row = {"step": step, "tokens": self._clock.tokens_at(step), **values}
+        self._run.append_metrics(row)
+        self._console.measured(row)
+        if self._loggers:
+            self._loggers.log(row)
+
+    def _check_finite(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"{self._run.path}: the loss is {loss} at step {step} (optimizer.lr="
+                f"{self._config.optimizer.lr:g}); nothing was saved since the last checkpoint: "
+                "branch from an earlier one with a lower rate"
+            )
+
+    def _save(self, step: int) -> None:
+        if step == self._saved:
+            return
+        state = checkpoint_state(self._engine, self._world)
+        meta = checkpoint_meta(self._run.record.id, self._config, self._loader, self._world, step)
+        self._saver.start(state, meta)
+        self._saved = step
+        if self._world.main:
+            self._run.update(step=step)
+            keep = self._calendar.planned
+            for pruned in self._prune(set(keep)):
+                self._console.say(f"deleted checkpoint {pruned}")
+
+    def _prune(self, planned: set[int]) -> Iterator[int]:
+        last, every = self._config.checkpoint.keep_last, self._calendar.keep
+        yield from prune(self._store, last, every, planned, self._run.pinned)

@@ -1,0 +1,101 @@
+"""What goes into a checkpoint, and how a run gets its state back."""
+
+from typing import Any
+
+import torch
+
+from llm_pretrain.checkpoint.store import CheckpointStore, Meta
+from llm_pretrain.config.diff import differences, trajectory
+from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.data.loader import Loader
+from llm_pretrain.engine.base import Engine
+from llm_pretrain.engine.world import World
+from llm_pretrain.errors import UserError
+from llm_pretrain.runs import Run, now
+from llm_pretrain.schedule.schedule import Schedule, clock_of, schedule_of
+
+
+def checkpoint_state(engine: Engine, world: World) -> dict[str, Any]:
+    """Tensors of a checkpoint: model, optimizer, and each rank's generator states."""
+    return {**engine.state(), "rng": {f"rank{world.rank}": _rng(world)}}
+
+
+def checkpoint_meta(
+    run_id: str, config: TrainConfig, loader: Loader, world: World, step: int
+) -> dict[str, Any]:
+    """The fields of Meta that are known when a save starts."""
+    schedule = schedule_of(config)
+    return {
+        "step": step,
+        "tokens": clock_of(config).tokens_at(step),
+        "run": run_id,
+        "fingerprints": {"schedule": schedule.fingerprint(), "data": loader.fingerprint()},
+        "schedule": schedule.to_dict(),
+        "config": trajectory(config),
+        "world_size": world.size,
+        "engine": config.engine.name,
+        "created": now(),
+    }
+
+
+def check_same_run(meta: Meta, config: TrainConfig, loader: Loader, where: str) -> None:
+    """Raise UserError, showing both sides, when a checkpoint was written by a different run."""
+    changed = differences(meta.config, trajectory(config))
+    old, new = Schedule.from_dict(meta.schedule), schedule_of(config)
+    if old != new and not new.prolongs(old, meta.step):
+        changed.append(f"schedule: {old.describe()} -> {new.describe()}")
+    if not changed and meta.fingerprints["data"] != loader.fingerprint():
+        changed.append("data: the tokens on disk are not those that were trained on")
+    if changed:
+        raise UserError(
+            f"{where}: its checkpoint at step {meta.step} was trained with other settings:\n  "
+            + "\n  ".join(changed)
+            + "\na resume cannot change them; make a branch: llm-pretrain branch apply "
+            f"parent={where} at=[{meta.step} steps] ..."
+        )
+
+
+def restore(run: Run, config: TrainConfig, engine: Engine, loader: Loader, world: World) -> int:
+    """Load the newest own checkpoint, else the parent's; returns the updates done.
+
+    `start` has verified what is loaded here. Raises UserError when the settings differ.
+    """
+    store = CheckpointStore(run.checkpoints)
+    steps = store.steps()
+    if steps:
+        meta = store.meta(steps[-1])
+        check_same_run(meta, config, loader, str(run.path))
+        _load(store, meta.step, engine, world)
+        return meta.step
+    parent = run.parent_run()
+    if parent is not None:
+        _load(CheckpointStore(parent.checkpoints), run.begin, engine, world)
+    return run.begin
+
+
+
+
+def _load(store: CheckpointStore, step: int, engine: Engine, world: World) -> None:
+    state = engine.state()
+    present = store.keys(step)
+    mine = f"rng.rank{world.rank}"
+    # With another world size, ranks that did not exist have no generator state to restore;
+    # nothing in training draws from it, so the result does not depend on it.
+    if all(f"{mine}.{kind}" in present for kind in _rng(world)):
+        state["rng"] = {f"rank{world.rank}": _rng(world)}
+    store.load(step, state, distributed=world.size > 1)
+    if "rng" in state:
+        _set_rng(state["rng"][f"rank{world.rank}"], world)
+
+
+def _rng(world: World) -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(world.device)
+    return states
+
+
+def _set_rng(states: dict[str, torch.Tensor], world: World) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], world.device)
