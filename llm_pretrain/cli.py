@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from llm_pretrain import __version__
 from llm_pretrain.errors import EXIT_BAD_INPUT, EXIT_OK, UserError, did_you_mean
 
-_HELP = f"""llm-pretrain {__version__}: constant learning rate, cooldowns branched from any checkpoint
+_HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns from any checkpoint
 
   llm-pretrain train  [KEY=VALUE ...]                 train a run, or continue it
   llm-pretrain train  resume=RUN                      continue the run in directory RUN
-  llm-pretrain branch plan  parent=RUN [KEY=VALUE ...]  show the branches that would start
-  llm-pretrain branch apply parent=RUN [KEY=VALUE ...]  start those that are missing
+  llm-pretrain branch plan  parent=RUN [KEY=VALUE ...]  show what would start
+  llm-pretrain branch apply parent=RUN [KEY=VALUE ...]  start what is missing
   llm-pretrain tree   RUNS                            who came from whom, and how each stands
   llm-pretrain report RUNS                            write an HTML page about the runs
   llm-pretrain export RUN FOLDER [step=N]             write Hugging Face Llama weights

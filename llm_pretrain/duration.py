@@ -34,7 +34,8 @@ class Duration:
         if isinstance(text, Duration):
             return text
         if not isinstance(text, str):
-            raise ValueError(f"got {text!r}: a length needs its unit, such as {EXAMPLES}")
+            # ValueError, not TypeError: pydantic reports only the former as bad input.
+            raise ValueError(f"got {text!r}: a length needs its unit, such as {EXAMPLES}")  # noqa: TRY004
         match = _PATTERN.fullmatch(text.strip())
         if match is None:
             raise ValueError(f"got {text!r}: not a length; write one like {EXAMPLES}")

@@ -90,9 +90,7 @@ class Run:
         return (path / "run.json").is_file()
 
     @classmethod
-    def create(
-        cls, config: TrainConfig, record: Record, tokenizer: Path | None = None
-    ) -> "Run":
+    def create(cls, config: TrainConfig, record: Record, tokenizer: Path | None = None) -> "Run":
         """Create the directory in one step, or return the one that another process created.
 
         `tokenizer` is copied into it: a branch keeps its parent's whatever its data are.
@@ -178,6 +176,10 @@ class Run:
     def pin(self, step: int, child: str) -> None:
         """Ask that the checkpoint at `step` is never deleted, for the branch `child`."""
         atomic.create_exclusive(self.pins_path / f"{step:06d}-{child}", f"{child}\n")
+
+    def unpin(self, step: int, child: str) -> None:
+        """Withdraw a pin of a branch that was not created after all."""
+        (self.pins_path / f"{step:06d}-{child}").unlink(missing_ok=True)
 
     def pinned(self) -> set[int]:
         """Steps that branches started from."""

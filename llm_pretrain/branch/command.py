@@ -13,6 +13,7 @@ from llm_pretrain.config.rules import check_branch_spec
 from llm_pretrain.config.schema import BranchSpec
 from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean
 from llm_pretrain.runs import Run
+from llm_pretrain.schedule.schedule import schedule_of
 
 _ACTIONS = ("plan", "apply")
 
@@ -36,6 +37,8 @@ def branch(arguments: Sequence[str]) -> int:
     if action == "plan":
         return EXIT_OK
     runs = apply(parent, rows)
+    if not runs:
+        print("nothing to start")
     return run_all([run.path for run in runs], _jobs(parent, asked))
 
 
@@ -61,16 +64,14 @@ def _jobs(parent: Run, asked: BranchSpec) -> int:
 def show(parent: Run, rows: Sequence[Row]) -> None:
     """Print the table of branches."""
     table = Table(title=f"Branches of {parent.path}", title_justify="left")
-    for name in ("branch", "from", "to", "schedule", "state", "apply would"):
+    for name in ("branch", "from", "to", "ends in", "state", "apply would"):
         table.add_column(name, overflow="fold")
     for row in rows:
-        cooldown = row.branch.config.schedule.cooldown
-        shape = f"{cooldown.shape} {cooldown.length}" if cooldown.length != "rest" else "rest"
         table.add_row(
             row.branch.path.name,
             str(row.branch.start),
             str(row.branch.end),
-            shape,
+            schedule_of(row.branch.config).phases[-1].kind,
             row.status,
             {"none": "do nothing"}.get(row.action, row.action),
         )
@@ -78,4 +79,5 @@ def show(parent: Run, rows: Sequence[Row]) -> None:
     console.print(table)
     for row in rows:
         if row.reason:
-            console.print(f"{row.branch.path.name}: {row.reason}", highlight=False)
+            text = f"{row.branch.path.name}: {row.reason}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -52,12 +52,22 @@ def planned_steps(config: TrainConfig) -> set[int]:
     return points
 
 
-def expand(parent: TrainConfig, parent_id: str, path: Path, spec: BranchSpec) -> list[Branch]:
-    """The branches of `spec` from the run with config `parent` at `path`.
+@dataclass(frozen=True)
+class Origin:
+    """The run that branches start from."""
+
+    config: TrainConfig
+    id: str
+    path: Path
+
+
+def expand(origin: Origin, spec: BranchSpec) -> list[Branch]:
+    """The branches of `spec` from a run.
 
     Raises UserError when an override touches what cannot change, or the lengths do not fit.
     """
     _refuse_fixed(spec.overrides)
+    parent, path = origin.config, origin.path
     changed = override(parent, spec.overrides)
     if changed.data.tokenizer != parent.data.tokenizer:
         raise UserError(f"data.tokenizer: a branch cannot change it; {_FIXED['data.tokenizer']}")
@@ -65,7 +75,7 @@ def expand(parent: TrainConfig, parent_id: str, path: Path, spec: BranchSpec) ->
     for start, end in _points(parent, changed, spec):
         until = schedule_of(parent).total
         if start <= until:
-            branches.append(_branch(parent, parent_id, path, changed, spec, start, end))
+            branches.append(_branch(origin, changed, spec, start, end))
             continue
         problem = (
             f"{path} ends at step {until}, before {start}; prolong it: "
@@ -141,16 +151,11 @@ def _end(start: int, cooldown: CooldownConfig, clock: TokenClock) -> int | None:
 
 
 def _branch(
-    parent: TrainConfig,
-    parent_id: str,
-    path: Path,
-    changed: TrainConfig,
-    spec: BranchSpec,
-    start: int,
-    end: int | None,
+    origin: Origin, changed: TrainConfig, spec: BranchSpec, start: int, end: int | None
 ) -> Branch:
+    parent = origin.config
     segment = Segment(
-        run=parent_id,
+        run=origin.id,
         until=start,
         lr=parent.optimizer.lr,
         schedule=parent.schedule,
@@ -168,7 +173,7 @@ def _branch(
     draft = replace(changed, schedule=schedule, past=[*parent.past, segment], plan=[])
     total = schedule_of(draft).total
     name = _name(parent.run.name, start, total, spec)
-    place = replace(parent.run, name=name, dir=str(path.with_name(name)))
+    place = replace(parent.run, name=name, dir=str(origin.path.with_name(name)))
     return Branch(start, total, replace(draft, run=place), tuple(spec.overrides))
 
 

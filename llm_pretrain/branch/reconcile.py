@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llm_pretrain.branch.plan import Branch, expand
+from llm_pretrain.branch.plan import Branch, Origin, expand
 from llm_pretrain.checkpoint.store import CheckpointStore, describe_steps
 from llm_pretrain.config.diff import differences, trajectory
 from llm_pretrain.config.schema import BranchSpec
@@ -27,10 +27,10 @@ class Row:
 
 def compare(parent: Run, specs: Sequence[BranchSpec]) -> list[Row]:
     """One row a branch, in the order of the specs; the same branch asked for twice is one row."""
-    config, identity = parent.config, parent.record.id
+    origin = Origin(parent.config, parent.record.id, parent.path)
     branches: dict[str, Branch] = {}
     for spec in specs:
-        for branch in expand(config, identity, parent.path, spec):
+        for branch in expand(origin, spec):
             branches.setdefault(str(branch.path), branch)
     return [_row(parent, branch) for branch in branches.values()]
 
@@ -49,8 +49,13 @@ def apply(parent: Run, rows: Sequence[Row]) -> list[Run]:
     for branch in starting:
         # The pin comes before the look: retention takes a checkpoint only when it sees no pin.
         parent.pin(branch.start, branch.path.name)
-    for step in sorted({branch.start for branch in starting}):
-        store.verify(step)
+    try:
+        for step in sorted({branch.start for branch in starting}):
+            store.verify(step)
+    except UserError:
+        for branch in starting:
+            parent.unpin(branch.start, branch.path.name)
+        raise
     for branch in starting:
         _create(parent, store, branch)
     return [Run.open(r.branch.path) for r in rows if r.action in ("start", "continue")]

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from llm_pretrain.checkpoint import manifest
 from llm_pretrain.checkpoint.store import CheckpointStore, Meta
 from llm_pretrain.engine.world import World
 from llm_pretrain.errors import UserError
-
 
 T = TypeVar("T")
 
@@ -95,10 +95,8 @@ class Saver:
 
     def _write_shards(self, state: dict[str, Any], folder: Path) -> dict[str, manifest.FileEntry]:
         world = self._world
-        writer = dcp.FileSystemWriter(folder, sync_files=True)
-        dcp.save(
-            state, storage_writer=writer, process_group=world.io_group, no_dist=world.size == 1
-        )
+        writer = FileSystemWriter(folder, sync_files=True)
+        save(state, storage_writer=writer, process_group=world.io_group, no_dist=world.size == 1)
         own = sorted(folder.glob(f"__{world.rank}_*"))
         if world.main:
             own.append(folder / ".metadata")
@@ -114,7 +112,7 @@ def stage(live: dict[str, Any], buffers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _copy_tree(live: dict[str, Any], buffers: dict[str, Any]) -> dict[str, Any]:
-    copies = {}
+    copies: dict[str, Any] = {}
     for key, value in live.items():
         old = buffers.get(key)
         if isinstance(value, dict):

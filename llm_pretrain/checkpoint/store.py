@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from llm_pretrain import atomic
 from llm_pretrain.checkpoint import manifest
@@ -92,7 +93,7 @@ class CheckpointStore:
 
     def latest(self) -> tuple[Meta | None, list[DamagedCheckpointError]]:
         """The newest checkpoint that verifies, and the damaged ones that are newer."""
-        damaged = []
+        damaged: list[DamagedCheckpointError] = []
         for step in reversed(self.steps()):
             try:
                 return self.verify(step), damaged
@@ -106,7 +107,7 @@ class CheckpointStore:
 
     def load(self, step: int, state: dict[str, Any], *, distributed: bool) -> None:
         """Fill the tensors of `state` in place; each rank reads only its own shards."""
-        dcp.load(state, storage_reader=self._reader(step), no_dist=not distributed)
+        load(state, storage_reader=self._reader(step), no_dist=not distributed)
 
     def temporary(self, step: int) -> Path:
         """Where the checkpoint of `step` is written before it is complete."""
@@ -140,8 +141,8 @@ class CheckpointStore:
             for path in self.root.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _reader(self, step: int) -> dcp.FileSystemReader:
-        return dcp.FileSystemReader(self.path(step))
+    def _reader(self, step: int) -> FileSystemReader:
+        return FileSystemReader(self.path(step))
 
 
 def describe_steps(steps: list[int], near: int | None = None) -> str:

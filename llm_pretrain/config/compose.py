@@ -52,7 +52,8 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> schema.
 
 def compose_branch(overrides: Sequence[str]) -> schema.BranchArgs:
     """Compose conf/branch.yaml; overrides that belong to the training config become the spec's."""
-    own, rest = [], []
+    own: list[str] = []
+    rest: list[str] = []
     for text, override in zip(overrides, _parse(overrides), strict=True):
         head = override.key_or_group.split(".")[0]
         (own if head in _fields(schema.BranchArgs) and head != "overrides" else rest).append(text)
@@ -257,6 +258,8 @@ def _explain(cls: type[Any], error: ValidationError) -> Iterator[str]:
         if "got " not in message:
             message = f"got {item['input']!r}; {message[0].lower()}{message[1:]}"
         if item["type"] == "literal_error":
-            options = [o.strip("' ") for o in item["ctx"]["expected"].replace(" or ", ",").split(",")]
+            options = [
+                o.strip("' ") for o in item["ctx"]["expected"].replace(" or ", ",").split(",")
+            ]
             message += f"; {did_you_mean(str(item['input']), options)}"
         yield f"{name}: {message}"

@@ -6,9 +6,9 @@ from typing import Any
 from llm_pretrain.config.schema import TrainConfig, to_dict
 
 _OPERATIONAL = (
-    "run.name run.root run.dir engine cluster logger eval checkpoint plan resume "
-    "data.cache data.workers data.micro_batch"
-).split()
+    *("run.name", "run.root", "run.dir", "engine", "cluster", "logger", "eval", "checkpoint"),
+    *("plan", "resume", "data.cache", "data.workers", "data.micro_batch"),
+)
 
 
 def operational(name: str) -> bool:

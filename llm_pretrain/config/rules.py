@@ -30,7 +30,9 @@ def check_branch_spec(spec: BranchSpec, name: str) -> None:
                 raise UserError(f"{name}.{field}: '{position}' is no position; use steps or tokens")
     length = spec.cooldown.length
     if isinstance(length, Duration) and length.unit == "percent" and not 0 <= length.amount < 100:
-        raise UserError(f"{name}.cooldown.length: '{length}' of a branch leaves no trunk; use < 100%")
+        raise UserError(
+            f"{name}.cooldown.length: '{length}' of a branch leaves no trunk; use < 100%"
+        )
     if length == "rest":
         raise UserError(f"{name}.cooldown.length: 'rest' is for whole runs; use steps, tokens or %")
     if spec.cooldown.shape == "exponential" and spec.cooldown.floor <= 0:

@@ -115,7 +115,7 @@ def _parquet_rows(name: str, source: SourceConfig) -> Generator[dict[str, Any]]:
     columns = [c for c in (source.field, source.id_field) if c is not None]
     for path in _local_files(name, source):
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path) as file:  # type: ignore[no-untyped-call]
                 _check_columns(name, source, file.schema_arrow.names)
                 for batch in file.iter_batches(_PARQUET_ROWS, columns=columns):
                     yield from batch.to_pylist()
@@ -125,7 +125,9 @@ def _parquet_rows(name: str, source: SourceConfig) -> Generator[dict[str, Any]]:
 
 def _rows(name: str, source: SourceConfig) -> Generator[dict[str, Any]]:
     """Rows of local json or text files, or of a dataset on the hub, as a stream of `datasets`."""
-    import datasets  # noqa: PLC0415  (takes a second; neither the library nor a full cache needs it)
+    # Imported late: it takes a second, and neither the library nor a full cache needs it.
+    from datasets import load_dataset  # noqa: PLC0415
+    from datasets.exceptions import DatasetsError  # noqa: PLC0415
 
     path = source.path or ""
     target: dict[str, Any] = {"path": path, "name": source.config}
@@ -138,8 +140,8 @@ def _rows(name: str, source: SourceConfig) -> Generator[dict[str, Any]]:
             "json, parquet or text"
         )
     try:
-        yield from datasets.load_dataset(**target, split=source.split, streaming=True)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        yield from load_dataset(**target, split=source.split, streaming=True)
+    except (OSError, ValueError, DatasetsError) as error:
         raise UserError(f"data.sources.{name}.path: {path} cannot be read: {error}") from error
 
 

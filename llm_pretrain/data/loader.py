@@ -2,9 +2,10 @@
 
 The sequences of a source are its training tokens cut at multiples of T, each one token longer than
 T so that every token has a next one to predict. Every epoch goes through them in an order of its
-own. A run draws from a source where its ancestors stopped. When a branch changes T, the source
-goes on behind the tokens consumed so far, but cut and shuffled anew: until the epoch ends, a
-passage seen by the parent may come again.
+own. A run draws from a source where its ancestors stopped. A branch that keeps T and the mixture
+sees what its parent would have seen. When a branch changes T, a source goes on behind the tokens
+consumed so far, but cut and shuffled anew: until the epoch ends, a passage seen by the parent may
+come again.
 """
 
 import bisect
@@ -25,6 +26,9 @@ from llm_pretrain.errors import UserError
 
 Batch = npt.NDArray[np.int64]
 
+_FORMAT = 1
+"""Part of the fingerprint: raise it when the same config would give other batches."""
+
 
 class Loader:
     """Batches for training and validation; holds no state that a resume would have to restore."""
@@ -37,14 +41,14 @@ class Loader:
         self._length = data.sequence_length
         self._global_batch = data.global_batch
         self._mixture = _mixture(data)
-        consumed = _consumed(config)
+        self._history = _history(config)
         self._draws = []
         self._held_out: list[Tokens] = []
         for name in data.sources:
             source = prepared.sources[name]
             count = (len(source.train) - 1) // self._length
             # Rounded up: the sequence that contains the last token consumed is not begun again.
-            first = -(-consumed.get(name, 0) // self._length)
+            first = -(-self._history.consumed.get(name, 0) // self._length)
             self._draws.append(
                 _Draw(name, source.train, count, first, self._length, config.run.seed)
             )
@@ -52,7 +56,7 @@ class Loader:
         self._validation = RoundRobin(
             [max(len(tokens) - 1, 0) // self._length for tokens in self._held_out]
         )
-        self._fingerprint = _fingerprint(config, prepared)
+        self._sources = {name: prepared.sources[name].fingerprint for name in data.sources}
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """Rank's share of the batch of `step`, shape (global_batch // world, T + 1).
@@ -66,7 +70,8 @@ class Loader:
                 f"step {step} was trained by an ancestor; this run begins {self.begin}"
             )
         first, stop = _share(self._global_batch, rank, world)
-        slots = (step - self.begin) * self._global_batch + np.arange(first, stop, dtype=np.int64)
+        before = self._history.slots + (step - self.begin) * self._global_batch
+        slots = before + np.arange(first, stop, dtype=np.int64)
         source, position = self._mixture.locate(slots)
         rows = np.empty((stop - first, self._length + 1), dtype=np.int64)  # (B, T + 1)
         for index, draw in enumerate(self._draws):
@@ -99,8 +104,20 @@ class Loader:
         return rows
 
     def fingerprint(self) -> str:
-        """SHA-256 of everything that decides the batches: equal fingerprints, equal batches."""
-        return self._fingerprint
+        """SHA-256 of everything that decides the batches: equal fingerprints, equal batches.
+
+        A branch that keeps seed and data has its parent's fingerprint.
+        """
+        decisive = {
+            "format": _FORMAT,
+            "sequence_length": self._length,
+            "global_batch": self._global_batch,
+            "quotas": self._mixture.quotas,  # not weights: 1:1 and 2:2 are the same mixture
+            "slot_of_step_0": self._history.slots - self.begin * self._global_batch,
+            "draws": [[draw.name, draw.first, draw.seed] for draw in self._draws],
+            "sources": self._sources,
+        }
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -112,12 +129,12 @@ class _Draw:
     count: int
     """Sequences in an epoch (S)."""
     first: int
-    """Sequences drawn by the ancestors, in units of this run's T."""
+    """Sequences drawn before the stretch, in units of this run's T."""
     length: int
     seed: int
 
     def sequences(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The sequence at each position since this run began; same shape, values in [0, S)."""
+        """The sequence at each position of the stretch; same shape, values in [0, S)."""
         epochs, places = np.divmod(positions + self.first, self.count)
         chosen = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
@@ -154,17 +171,36 @@ def _mixture(data: DataConfig) -> Mixture:
     return Mixture({name: source.weight for name, source in data.sources.items()})
 
 
-def _consumed(config: TrainConfig) -> dict[str, int]:
-    """Tokens that the ancestors drew from each source, each sequence counted with its T."""
-    tokens: dict[str, int] = {}
-    begin = 0
-    for segment in config.past:
-        mixture = _mixture(segment.data)
-        counts = mixture.consumed((segment.until - begin) * segment.data.global_batch)
-        for name, count in zip(mixture.names, counts, strict=True):
-            tokens[name] = tokens.get(name, 0) + count * segment.data.sequence_length
+@dataclass(frozen=True)
+class _History:
+    """What the ancestors drew. A stretch is training with one mixture and one T, in any runs."""
+
+    consumed: dict[str, int]
+    """Tokens drawn from each source before the stretch that a run begins in."""
+    slots: int
+    """Sequences of that stretch that ancestors trained on."""
+
+
+def _history(config: TrainConfig) -> _History:
+    consumed: dict[str, int] = {}
+    begin = slots = 0
+    stretches = [segment.data for segment in config.past] + [config.data]
+    for segment, following in zip(config.past, stretches[1:], strict=True):
+        data = segment.data
+        slots += (segment.until - begin) * data.global_batch
         begin = segment.until
-    return tokens
+        if _recipe(data) == _recipe(following):
+            continue
+        mixture = _mixture(data)
+        for name, count in zip(mixture.names, mixture.consumed(slots), strict=True):
+            consumed[name] = consumed.get(name, 0) + count * data.sequence_length
+        slots = 0
+    return _History(consumed, slots)
+
+
+def _recipe(data: DataConfig) -> tuple[list[str], list[int], int]:
+    mixture = _mixture(data)
+    return mixture.names, mixture.quotas, data.sequence_length
 
 
 def _share(global_batch: int, rank: int, world: int) -> tuple[int, int]:
@@ -178,20 +214,3 @@ def _share(global_batch: int, rank: int, world: int) -> tuple[int, int]:
         raise ValueError(f"rank {rank} of {world} processes")
     rows = global_batch // world
     return rank * rows, (rank + 1) * rows
-
-
-def _fingerprint(config: TrainConfig, prepared: Prepared) -> str:
-    def stretch(data: DataConfig) -> list[object]:
-        # Quotas, not weights: 1:1 and 2:2 are the same mixture.
-        mixture = _mixture(data)
-        quotas = list(zip(mixture.names, mixture.quotas, strict=True))
-        return [data.sequence_length, data.global_batch, quotas]
-
-    decisive = {
-        "format": 1,
-        "seed": config.run.seed,
-        "data": stretch(config.data),
-        "past": [[segment.until, *stretch(segment.data)] for segment in config.past],
-        "sources": {name: prepared.sources[name].fingerprint for name in config.data.sources},
-    }
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

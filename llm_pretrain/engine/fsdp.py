@@ -19,9 +19,10 @@ class FsdpEngine:
     def __init__(self, config: TrainConfig, world: World) -> None:
         self._world = world
         self._bf16 = config.precision.name == "bf16"
-        model = Transformer(config.model)
+        with torch.device("meta"):
+            model = Transformer(config.model)
+        model.to_empty(device=world.device)
         model.initialize(config.run.seed)
-        model.to(world.device)
         if config.engine.compile:
             for block in model.blocks:
                 block.compile()

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llm_pretrain.config import compose as composing
 from llm_pretrain.config.help import train_help
@@ -52,8 +52,8 @@ def _hydra(arguments: Sequence[str], overrides: list[str], config_dir: Path | No
     search = [config_dir] if config_dir else []
     parsed = composing.check_overrides(overrides, TrainConfig, search)
     if "--multirun" in arguments or "-m" in arguments:
-        for job in composing.sweep(parsed):
-            composing.compose(job, config_dir)
+        for combination in composing.sweep(parsed):
+            composing.compose(combination, config_dir)
     composing.register()
     codes: list[int] = []
 
@@ -77,7 +77,8 @@ def _job(composed: Any, swept: set[str]) -> int:
     from hydra.core.hydra_config import HydraConfig  # noqa: PLC0415
     from omegaconf import OmegaConf  # noqa: PLC0415
 
-    config = composing.build_train(OmegaConf.to_container(composed, resolve=True))
+    values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    config = composing.build_train(values)
     overrides = list(HydraConfig.get().overrides.task)
     if swept:
         name = f"{config.run.name}.{composing.sweep_name(overrides, swept)}"

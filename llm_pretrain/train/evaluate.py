@@ -11,9 +11,7 @@ from llm_pretrain.engine.base import Engine
 from llm_pretrain.engine.world import World
 
 
-def evaluate(
-    engine: Engine, loader: Loader, config: TrainConfig, world: World
-) -> dict[str, float]:
+def evaluate(engine: Engine, loader: Loader, config: TrainConfig, world: World) -> dict[str, float]:
     """Mean loss in nats per token and its standard error over sequences.
 
     The sequences are the same at every evaluation and for every world size.

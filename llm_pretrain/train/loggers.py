@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,17 +27,15 @@ class Loggers:
     def __init__(self, config: TrainConfig, folder: Path, say: Callable[[str], None]) -> None:
         self._say = say
         self._sinks: dict[str, Sink] = {}
-        for name, wanted, make in (
-            ("wandb", config.logger.wandb, _Wandb),
-            ("tensorboard", config.logger.tensorboard, _TensorBoard),
-        ):
-            if wanted:
-                self._guard(name, lambda n=name, m=make: self._add(n, m(config, folder)))
+        if config.logger.wandb:
+            self._guard("wandb", lambda: self._add("wandb", _Wandb(config, folder)))
+        if config.logger.tensorboard:
+            self._guard("tensorboard", lambda: self._add("tensorboard", _TensorBoard(folder)))
 
     def log(self, row: dict[str, Any]) -> None:
         """Give a row to every sink."""
         for name, sink in list(self._sinks.items()):
-            self._guard(name, lambda s=sink: s.log(row))
+            self._guard(name, partial(sink.log, row))
 
     def close(self) -> None:
         """Flush every sink."""
@@ -59,13 +58,13 @@ class _Wandb:
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         import wandb  # noqa: PLC0415  (half a second that runs without it should not pay)
 
-        online = bool(os.environ.get("WANDB_API_KEY")) or _has_netrc_key()
+        keyed = bool(os.environ.get("WANDB_API_KEY")) or _has_netrc_key()
         self._run = wandb.init(
             project=config.logger.project,
             name=config.run.name,
             dir=str(folder),
             config=to_dict(config),
-            mode=os.environ.get("WANDB_MODE") or ("online" if online else "offline"),
+            mode=None if keyed or "WANDB_MODE" in os.environ else "offline",
         )
 
     def log(self, row: dict[str, Any]) -> None:
@@ -76,10 +75,10 @@ class _Wandb:
 
 
 class _TensorBoard:
-    def __init__(self, config: TrainConfig, folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (an extra)
 
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, row: dict[str, Any]) -> None:
         for key, value in row.items():

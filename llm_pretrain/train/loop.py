@@ -84,6 +84,7 @@ class Trainer:
 
     def __init__(
         self,
+        *,
         run: Run,
         config: TrainConfig,
         calendar: Calendar,
@@ -149,7 +150,7 @@ class Trainer:
     ) -> tuple[float | None, float | None]:
         """One optimizer update; the loss and the norm are read from the device only to log."""
         micro = self._config.data.micro_batch
-        passes = list(rows.to(self._world.device, non_blocking=True).split(micro))
+        passes = torch.split(rows.to(self._world.device, non_blocking=True), micro)
         total = torch.zeros((), device=self._world.device)
         for i, tokens in enumerate(passes):
             last = i == len(passes) - 1

@@ -6,9 +6,9 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-
 from pathlib import Path
 
+from llm_pretrain.branch.plan import planned_steps
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import override
 from llm_pretrain.config.diff import all_fields, differences, trajectory
@@ -18,7 +18,6 @@ from llm_pretrain.data.prepare import Prepared, prepare
 from llm_pretrain.engine.fsdp import FsdpEngine
 from llm_pretrain.engine.world import World, join
 from llm_pretrain.errors import EXIT_CONTINUE, EXIT_OK, DamagedCheckpointError, UserError
-from llm_pretrain.branch.plan import planned_steps
 from llm_pretrain.runs import Run, new_record, now
 from llm_pretrain.schedule.schedule import schedule_of
 from llm_pretrain.train.console import RunConsole
@@ -75,7 +74,15 @@ def _train(
     loader = Loader(config, prepared)
     engine = FsdpEngine(config, world)
     calendar = Calendar.of(config, frozenset(planned_steps(config)))
-    trainer = Trainer(run, config, calendar, world, engine, loader, console)
+    trainer = Trainer(
+        run=run,
+        config=config,
+        calendar=calendar,
+        world=world,
+        engine=engine,
+        loader=loader,
+        console=console,
+    )
     step = restore(run, config, engine, loader, world)
     peak = trainer.peak_source
     world.on_main(lambda: _begin_session(run, config, world, step, peak))
@@ -151,9 +158,7 @@ def _begin_session(run: Run, config: TrainConfig, world: World, step: int, peak:
 
 def _end_session(run: Run, outcome: Outcome, console: RunConsole) -> None:
     finished = now() if outcome.state == "finished" else None
-    run.update(
-        state=outcome.state, step=outcome.step, reason=outcome.reason, finished=finished
-    )
+    run.update(state=outcome.state, step=outcome.step, reason=outcome.reason, finished=finished)
     if outcome.state == "interrupted":
         console.say(
             f"stopped by {outcome.reason} after step {outcome.step}, saved; "
@@ -222,5 +227,3 @@ def _check_vocabulary(config: TrainConfig, prepared: Prepared) -> None:
             f"model.vocab_size: {config.model.vocab_size} is smaller than the vocabulary of "
             f"{prepared.tokenizer.path} ({size}); use at least {size}"
         )
-
-

@@ -73,8 +73,6 @@ def restore(run: Run, config: TrainConfig, engine: Engine, loader: Loader, world
     return run.begin
 
 
-
-
 def _load(store: CheckpointStore, step: int, engine: Engine, world: World) -> None:
     state = engine.state()
     present = store.keys(step)

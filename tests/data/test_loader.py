@@ -170,14 +170,25 @@ def test_a_branch_goes_on_where_counting_by_hand_says(
 
 def test_a_branch_that_changes_nothing_repeats_its_parent() -> None:
     sizes = {"a": 900, "b": 400}
-    data = data_of({"a": 1.0, "b": 1.0}, 4, 6)
+    data = data_of({"a": 0.7, "b": 0.31}, 4, 6)
     trunk = Loader(config_of(data), prepared(sizes))
-    branch = Loader(config_of(data, [(5, data), (10, data)]), prepared(sizes))
-    assert branch.begin == 10
-    for step in range(10, 40):
+    branch = Loader(config_of(data, [(5, data), (11, data)]), prepared(sizes))
+    assert branch.begin == 11
+    assert branch.fingerprint() == trunk.fingerprint()
+    for step in range(11, 40):
         assert np.array_equal(branch.batch(step), trunk.batch(step))
-    with pytest.raises(ValueError, match="step 9"):
-        branch.batch(9)
+    with pytest.raises(ValueError, match="step 10"):
+        branch.batch(10)
+
+
+def test_a_branch_with_another_batch_sees_the_sequences_of_its_parent_in_order() -> None:
+    sizes = {"a": 900, "b": 400}
+    weights = {"a": 0.7, "b": 0.31}
+    small, large = data_of(weights, 4, 6), data_of(weights, 4, 21)
+    trunk = Loader(config_of(small), prepared(sizes))
+    branch = Loader(config_of(large, [(7, small)]), prepared(sizes))
+    expected = np.concatenate([trunk.batch(step) for step in range(7, 7 + 7)])
+    assert np.array_equal(np.concatenate([branch.batch(7), branch.batch(8)]), expected)
 
 
 def test_within_an_epoch_nothing_repeats_across_a_change_of_weights_and_batch() -> None:
@@ -270,6 +281,7 @@ def test_fingerprint_is_equal_exactly_when_batches_are() -> None:
     same = [
         config_of(data_of({"a": 2.0, "b": 4.0}, 4, 6)),
         dataclasses.replace(base, data=dataclasses.replace(data, workers=7, micro_batch=1)),
+        config_of(data, [(6, data)]),
     ]
     assert {fingerprint(config) for config in same} == {fingerprint(base)}
     other_text = prepared(sizes)
@@ -285,9 +297,9 @@ def test_fingerprint_is_equal_exactly_when_batches_are() -> None:
                 config_of(data_of({"a": 1.0}, 4, 6)),
                 config_of(data_of({"a": 1.0, "b": 2.0}, 8, 6)),
                 config_of(data_of({"a": 1.0, "b": 2.0}, 4, 8)),
-                config_of(data, [(5, data)]),
-                config_of(data, [(6, data)]),
+                config_of(data, [(5, data_of({"a": 1.0}, 4, 6))]),
                 config_of(data, [(6, data_of({"a": 1.0}, 4, 6))]),
+                config_of(data, [(6, data_of({"a": 1.0, "b": 2.0}, 4, 8))]),
                 dataclasses.replace(base, run=dataclasses.replace(base.run, seed=5)),
             )
         ),

@@ -79,7 +79,7 @@ def test_never_changes() -> None:
 
 def test_refuses_what_cannot_be_mixed() -> None:
     for weights in ({}, {"a": 0.0}, {"a": -1.0}, {"a": float("nan")}, {"a": float("inf")}):
-        with pytest.raises(UserError, match="data.sources"):
+        with pytest.raises(UserError, match=r"data\.sources"):
             Mixture(weights)
     with pytest.raises(UserError, match="10000"):
         Mixture({str(i): 1.0 for i in range(PERIOD + 1)})

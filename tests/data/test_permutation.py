@@ -91,5 +91,5 @@ def test_memory_does_not_grow_with_the_range() -> None:
 
 def test_refuses_what_is_outside() -> None:
     for index, n in ((5, 5), (0, 0), (0, 2**63)):
-        with pytest.raises(ValueError, match="range|permute"):
+        with pytest.raises(ValueError, match=r"range|permute"):
             permute(np.array([index], dtype=np.uint64), n, 1)

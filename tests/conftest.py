@@ -1,0 +1,63 @@
+"""Fixtures shared by all tests."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Two test processes on two cores: more threads would only wait for each other. It also fixes the
+# order of sums, which the bitwise tests rely on.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WANDB_MODE"] = "offline"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from tests.support import command, tiny, write_corpus
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A jsonl file with a few hundred documents."""
+    path = tmp_path_factory.mktemp("corpus") / "words.jsonl"
+    write_corpus(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache for prepared tokens that all tests of a session share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def tiny_corpus(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Point the tiny experiment at the test corpus."""
+    monkeypatch.setenv("TINY_CORPUS", str(corpus))
+    yield corpus
+
+
+@pytest.fixture
+def train(tiny_corpus: Path, cache: Path) -> Callable[..., int]:
+    """Train a tiny run in this process: train(place, *overrides) -> exit code."""
+    from llm_pretrain.cli import guarded
+    from llm_pretrain.train.command import train as train_command
+
+    def run(place: Path, *overrides: str) -> int:
+        arguments = tiny(place, f"data.cache={cache}", *overrides)
+        return guarded(train_command, arguments)
+
+    return run
+
+
+@pytest.fixture
+def cli() -> Callable[..., int]:
+    """Run a command in this process: cli("branch", "plan", ...) -> exit code."""
+    from llm_pretrain.cli import dispatch, guarded
+
+    return lambda *arguments: guarded(dispatch, arguments)
+
+
+@pytest.fixture
+def process() -> Callable[..., object]:
+    """Run a command in a process of its own."""
+    return command
