@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llm_pretrain.atomic import create_exclusive
+from llm_pretrain.atomic import create_exclusive, place, start_time
 from llm_pretrain.errors import RunInUseError
 
 HEARTBEAT_SECONDS = 30
@@ -24,18 +24,21 @@ class Holder:
     """A process, told apart from a later one with the same pid by its start time."""
 
     host: str
+    place: str
+    """Host and process namespace: equal places count processes together."""
     pid: int
     started: str
 
     @classmethod
     def current(cls) -> "Holder":
         """This process."""
-        return cls(socket.gethostname(), os.getpid(), _start_time(os.getpid()) or "unknown")
+        pid = os.getpid()
+        return cls(socket.gethostname(), place(), pid, start_time(pid) or "unknown")
 
     def alive(self, lock: Path) -> bool:
         """Whether the holder still runs; by heartbeat when it is on another host."""
-        if self.host == socket.gethostname():
-            return _start_time(self.pid) == self.started
+        if self.place == place():
+            return start_time(self.pid) == self.started
         try:
             return time.time() - lock.stat().st_mtime < STALE_SECONDS
         except FileNotFoundError:
@@ -92,12 +95,3 @@ def _read(lock: Path) -> Holder | None:
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
 
-
-def _start_time(pid: int) -> str | None:
-    """Clock ticks after boot at which the process began, or None when there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else fields[19]

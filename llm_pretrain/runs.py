@@ -98,8 +98,10 @@ class Run:
         Raises UserError when the place is taken by something else or cannot be written.
         """
         path = Path(config.run.dir)
-        temporary = path.parent / f".new-{path.name}-{uuid.uuid4().hex[:8]}"
+        temporary = atomic.temporary_beside(path)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.remove_leftovers(path.parent)
             (temporary / "checkpoints").mkdir(parents=True)
             (temporary / "pins").mkdir()
             atomic.write_text(temporary / "config.yaml", dump(config))

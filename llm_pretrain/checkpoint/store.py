@@ -136,8 +136,8 @@ class CheckpointStore:
         return target
 
     def sweep(self) -> None:
-        """Remove what a killed process left half written or half deleted."""
-        for pattern in (".tmp-*", ".trash-*"):
+        """Remove what a killed process left half written or half deleted; under the run's lock."""
+        for pattern in (".tmp-*", ".*.tmp"):
             for path in self.root.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)
 

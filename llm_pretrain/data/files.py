@@ -49,8 +49,10 @@ def _place() -> str:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
+        # A zombie takes signals too; in a container it may wait for its parent's notice forever.
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2]
     except ProcessLookupError:
         return False
-    except PermissionError:
-        pass  # it lives, and belongs to somebody else
-    return True
+    except OSError:
+        return True  # somebody else's, or a system without /proc
+    return state[:1] not in ("Z", "X")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from llm_pretrain.report.data import Evaluation, RunData, evaluations_until, lineage
 
@@ -55,7 +56,7 @@ def interpolate(curve: Sequence[Evaluation], tokens: int) -> Evaluation | None:
     Neighbours see the same held-out sequences, so their errors are taken as fully correlated: the
     standard error is interpolated like the loss, which never understates it.
     """
-    for a, b in zip(curve, curve[1:], strict=False):
+    for a, b in pairwise(curve):
         if a.tokens <= tokens <= b.tokens and a.tokens < b.tokens:
             w = (tokens - a.tokens) / (b.tokens - a.tokens)
             return Evaluation(
@@ -210,7 +211,7 @@ def needed_steps(finished: Sequence[RunData]) -> dict[RunData, int]:
     ends = {run: run.total for run in finished}
     for run in finished:
         chain = lineage(run)
-        for parent, child in zip(chain, chain[1:], strict=False):
+        for parent, child in pairwise(chain):
             ends[parent] = max(ends.get(parent, 0), child.begin)
     return ends
 

@@ -73,8 +73,8 @@ class RunData:
     @property
     def done(self) -> int:
         """Updates done so far, as far as metrics and record tell."""
-        rows = [*self.evaluations[-1:], *self.training[-1:]]
-        return max([self.begin, self.record.step, *(row.step for row in rows)])
+        measured = [e.step for e in self.evaluations[-1:]] + [t.step for t in self.training[-1:]]
+        return max([self.begin, self.record.step, *measured])
 
     @property
     def orphan(self) -> bool:

@@ -98,18 +98,17 @@ class Schedule:
         """The schedule that a checkpoint recorded."""
         return cls(tuple(Phase(**phase) for phase in data["phases"]), tuple(data["cuts"]))
 
-    def prolongs(self, old: "Schedule", step: int) -> bool:
-        """Whether this is `old` with the same rates before `step` and only its end moved.
+    def prolongs(self, old: "Schedule") -> bool:
+        """Whether this is `old` with only the end of its constant phase moved.
 
-        True for a trunk whose constant phase ends elsewhere; never once a cooldown is involved.
+        True for a trunk that is to end elsewhere; never once a cooldown is involved.
         """
-        past = [
-            [(p.kind, p.start, p.first, p.last, p.shape, p.peak, cut) for p, cut in history]
-            for history in (
-                zip(s.until(step).phases, s.until(step).cuts, strict=True) for s in (self, old)
-            )
-        ]
-        return past[0] == past[1] and {self.phases[-1].kind, old.phases[-1].kind} == {"constant"}
+        mine, theirs = self.phases[-1], old.phases[-1]
+        return (
+            (self.phases[:-1], self.cuts[:-1]) == (old.phases[:-1], old.cuts[:-1])
+            and mine.kind == "constant"
+            and replace(mine, length=theirs.length) == theirs
+        )
 
     def fingerprint(self) -> str:
         """A hash that two schedules share exactly when every step has the same rate by design."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llm_pretrain.branch.plan import planned_steps
+from llm_pretrain import atomic
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import override
 from llm_pretrain.config.diff import all_fields, differences, trajectory
@@ -121,6 +122,8 @@ def _ready(run: Run, config: TrainConfig, prepared: Prepared, console: RunConsol
         run.update(total=schedule_of(config).total)
     if not run.tokenizer_path.exists():
         shutil.copyfile(prepared.tokenizer.path, run.tokenizer_path)
+    for folder in (run.path, run.pins_path):
+        atomic.remove_leftovers(folder)
     store = CheckpointStore(run.checkpoints)
     store.sweep()
     meta, damaged = store.latest()
@@ -198,7 +201,7 @@ def _check_change(run: Run, config: TrainConfig) -> None:
     old, new = schedule_of(run.config), schedule_of(config)
     steps = CheckpointStore(run.checkpoints).steps()
     done = steps[-1] if steps else run.begin
-    if old != new and not new.prolongs(old, done):
+    if old != new and not new.prolongs(old):
         changed.append(f"schedule: {old.describe()} -> {new.describe()}")
     if new.total < done:
         changed.append(f"schedule.total: {new.total} steps, but {done} are done")

@@ -42,7 +42,7 @@ def check_same_run(meta: Meta, config: TrainConfig, loader: Loader, where: str) 
     """Raise UserError, showing both sides, when a checkpoint was written by a different run."""
     changed = differences(meta.config, trajectory(config))
     old, new = Schedule.from_dict(meta.schedule), schedule_of(config)
-    if old != new and not new.prolongs(old, meta.step):
+    if old != new and not new.prolongs(old):
         changed.append(f"schedule: {old.describe()} -> {new.describe()}")
     if not changed and meta.fingerprints["data"] != loader.fingerprint():
         changed.append("data: the tokens on disk are not those that were trained on")

@@ -4,6 +4,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +122,11 @@ def test_leftovers_of_the_dead_go_and_others_stay(tmp_path: Path) -> None:
     with appearing(tmp_path / "x") as file:
         file.write(b"1")
         mine = next(tmp_path.glob(".x@*"))
-        child = subprocess.Popen([sys.executable, "-c", ""])
-        child.wait()
+        # Not waited for yet: a zombie, which is as dead.
+        child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        assert child.stdout.read() == b""
+        time.sleep(0.2)
         dead = mine.with_name(mine.name.replace(f"@{os.getpid()}@", f"@{child.pid}@"))
         elsewhere = dead.with_name(dead.name.replace(dead.name.split("@")[1], "other-host"))
         for path in (dead, elsewhere):
@@ -130,4 +134,8 @@ def test_leftovers_of_the_dead_go_and_others_stay(tmp_path: Path) -> None:
         (tmp_path / ".strange.tmp").write_bytes(b"")
         remove_leftovers(tmp_path)
         assert {p.name for p in tmp_path.iterdir()} == {mine.name, elsewhere.name, ".strange.tmp"}
+        child.communicate()
+        dead.write_bytes(b"")
+        remove_leftovers(tmp_path)
+        assert not dead.exists()
     assert (tmp_path / "x").read_bytes() == b"1"

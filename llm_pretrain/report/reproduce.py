@@ -1,0 +1,35 @@
+"""The commands and versions that make a run again."""
+
+import shlex
+
+from llm_pretrain.report.data import RunData
+from llm_pretrain.schedule.schedule import cooldown_length
+
+
+def command(run: RunData) -> str:
+    """The shell command that starts this run, from its record and its config.
+
+    A run that was prolonged by a resume shows how it was first started; its config.yaml says what
+    it became.
+    """
+    return shlex.join(["llm-pretrain", *arguments(run)])
+
+
+def arguments(run: RunData) -> list[str]:
+    """The arguments of `llm-pretrain` for that command."""
+    if run.record.parent is None:
+        return ["train", *run.record.overrides]
+    cooldown = run.config.schedule.cooldown
+    length = cooldown_length(cooldown, run.clock, run.total, run.begin)
+    asked = [f"at=[{run.begin} steps]", f"cooldown.length={length} steps"]
+    if length:
+        asked.append(f"cooldown.shape={cooldown.shape}")
+    if length and cooldown.floor:
+        asked.append(f"cooldown.floor={cooldown.floor}")
+    place = run.parent.path if run.parent else run.path.with_name("PARENT")
+    return ["branch", "apply", f"parent={place}", *asked, *run.record.overrides]
+
+
+def versions(run: RunData) -> str:
+    """The versions that the run recorded."""
+    return ", ".join(f"{name} {value}" for name, value in run.record.versions.items())

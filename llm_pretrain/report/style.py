@@ -1,0 +1,50 @@
+"""How each run looks in every chart: trunks dark, branches in colours that all can tell apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llm_pretrain.report.data import RunData
+
+_NEUTRALS = ("#222222", "#6e6e6e", "#a3a3a3")
+_COLOURS = (  # Okabe and Ito's palette without black and yellow, and two dark ones of Paul Tol
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#882255",
+    "#332288",
+)
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
+
+
+@dataclass(frozen=True)
+class Look:
+    """Line and marker of a run."""
+
+    colour: str
+    dash: str
+    symbol: str
+    width: float
+
+
+def looks(runs: Sequence[RunData]) -> dict[RunData, Look]:
+    """A look for each run; one trained from scratch is dashed, in the colour of its horizon."""
+    branches = [run for run in runs if run.record.parent is not None]
+    trunks = [run for run in runs if run.kind == "trunk"]
+    found: dict[RunData, Look] = {}
+    for i, run in enumerate(trunks):
+        found[run] = Look(_cycle(_NEUTRALS, i), "solid", "circle", 2.6)
+    for i, run in enumerate(branches):
+        found[run] = Look(_cycle(_COLOURS, i), "solid", _cycle(_SYMBOLS, i), 2.0)
+    by_end = {run.total: found[run] for run in reversed(branches)}
+    for run in runs:
+        if run.kind == "scratch":
+            twin = by_end.get(run.total)
+            found[run] = Look(twin.colour if twin else "#6e6e6e", "dash", "circle-open", 1.6)
+    return found
+
+
+def _cycle(values: Sequence[str], i: int) -> str:
+    return values[i % len(values)]
