@@ -130,7 +130,7 @@ def _start(end: int, cooldown: CooldownConfig, clock: TokenClock) -> int:
 def _end(start: int, cooldown: CooldownConfig, clock: TokenClock) -> int | None:
     """Where a branch that cools down from `start` on ends.
 
-    With a percentage p, the shortest whole run N with N - floor(p N) = start.
+    With a percentage p it is floor(start / (1 - p)), the longest run N with N - floor(p N) = start.
     """
     assert isinstance(cooldown.length, Duration)
     if cooldown.length.amount == 0:
@@ -138,10 +138,6 @@ def _end(start: int, cooldown: CooldownConfig, clock: TokenClock) -> int | None:
     if cooldown.length.unit != "percent":
         return start + clock.length(cooldown.length, start)
     end = int(start / (1 - cooldown.length.amount / 100))
-    while end - cooldown.length.of(end) > start:
-        end -= 1
-    while end - cooldown.length.of(end) < start:
-        end += 1
     if end == start:
         raise UserError(
             f"cooldown.length: '{cooldown.length}' of a run that cools down from step {start} "

@@ -30,21 +30,30 @@ def entry(path: Path) -> FileEntry:
 def write(folder: Path, files: dict[str, FileEntry]) -> None:
     """Write the manifest of `folder`; the last file of a checkpoint to be written."""
     listing = {name: asdict(files[name]) for name in sorted(files)}
-    atomic.write_text(folder / NAME, json.dumps({"files": listing}, indent=2) + "\n")
+    content = {"files": listing, "identity": _digest(listing)}
+    atomic.write_text(folder / NAME, json.dumps(content, indent=2) + "\n")
 
 
 def identity(folder: Path) -> str:
-    """Hash of the manifest: equal for two checkpoints exactly when all their files are."""
-    return entry(folder / NAME).sha256
+    """Hash of the listing: equal for two checkpoints exactly when all their files are.
+
+    Raises DamagedCheckpointError when the manifest is not whole.
+    """
+    try:
+        content = json.loads((folder / NAME).read_text())
+        listing, stated = content["files"], content["identity"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"{folder}: damaged checkpoint ({NAME}: {error})") from error
+    if _digest(listing) != stated:
+        raise DamagedCheckpointError(f"{folder}: damaged checkpoint ({NAME}: wrong identity)")
+    return str(stated)
 
 
 def verify(folder: Path) -> None:
     """Compare every file with the manifest. Raises DamagedCheckpointError naming the first."""
-    try:
-        listing = json.loads((folder / NAME).read_text())["files"]
-        expected = {name: FileEntry(**value) for name, value in listing.items()}
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedCheckpointError(f"{folder}: damaged checkpoint ({NAME}: {error})") from error
+    identity(folder)
+    listing = json.loads((folder / NAME).read_text())["files"]
+    expected = {name: FileEntry(**value) for name, value in listing.items()}
     for name, known in expected.items():
         path = folder / name
         if not path.is_file():
@@ -56,3 +65,7 @@ def verify(folder: Path) -> None:
             )
         if entry(path) != known:
             raise DamagedCheckpointError(f"{folder}: damaged checkpoint ({name}: wrong checksum)")
+
+
+def _digest(listing: object) -> str:
+    return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()

@@ -77,7 +77,7 @@ class CheckpointStore:
         path = self.path(step)
         try:
             meta = Meta(**json.loads((path / META).read_text()))
-        except (OSError, json.JSONDecodeError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise DamagedCheckpointError(f"{path}: damaged checkpoint ({META}: {error})") from error
         if meta.format != _FORMAT:
             raise UserError(f"{path}: format {meta.format}; this version reads {_FORMAT}")

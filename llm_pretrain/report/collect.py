@@ -1,7 +1,7 @@
 """Read the runs of a folder, and their ancestors elsewhere, for the report."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,9 @@ class _Reader:
     """Reads each run once, parents before their branches."""
 
     def __init__(self, found: Sequence[Run]) -> None:
-        self._by_id = {run.record.id: run for run in reversed(found)}
+        self._by_id: dict[str, list[Run]] = defaultdict(list)
+        for run in found:
+            self._by_id[run.record.id].append(run)
         self._names = Counter(run.record.name for run in found)
         self._inside = {run.path.resolve() for run in found}
         self.known: dict[Path, RunData] = {}
@@ -89,8 +91,10 @@ class _Reader:
         link = run.record.parent
         if link is None:
             return None, []
+        here = self._by_id[link.run]
         try:
-            found = self._by_id.get(link.run) or run.parent_run()
+            # One of several copies: the record knows which. None here: it may know another folder.
+            found = here[0] if len(here) == 1 else run.parent_run()
         except UserError as error:
             return None, [f"parent not found: {error}"]
         parent = self.read(found) if found else None

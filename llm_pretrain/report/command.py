@@ -20,6 +20,7 @@ _USAGE = """usage: llm-pretrain report RUNS [output=PATH]
 
 Writes one HTML page about the runs in the folder RUNS (or about one run and its ancestors), by
 default to RUNS/report.html. It opens without a network."""
+_PIPE_WIDTH = 140
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -47,6 +48,8 @@ def show(collection: Collection) -> None:
     for run in collection.runs:
         table.add_row(*(escape(cell) for cell in _row(run, found.get(run))))
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _PIPE_WIDTH)
     console.print(table, highlight=False)
     for run in collection.runs:
         for note in run.notes:

@@ -104,7 +104,8 @@ def _trace(curve: Curve, look: Look, markers: int, digits: str) -> dict[str, Any
 
 def label(run: RunData) -> str:
     """The name in a legend, where plotly reads a little HTML."""
-    return html.escape(run.label, quote=False)
+    suffix = " (from scratch)" if run.kind == "scratch" else ""
+    return html.escape(f"{run.label}{suffix}", quote=False)
 
 
 def _layout(drawn: Sequence[Curve], title: str) -> dict[str, Any]:

@@ -18,12 +18,14 @@ from llm_pretrain.report.tables import Column, table
 # The policy makes a browser refuse whatever would need a network.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src data: blob:; font-src data:"
+    "img-src data: blob:; font-src data:; form-action 'none'; base-uri 'none'"
 )
+# Buttons are listed one by one: plotly's own choice has one that uploads the chart.
 _CONFIG = {
     "responsive": True,
     "displaylogo": False,
-    "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
+    "showSendToCloud": False,
+    "modeBarButtons": [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
     "plotlyServerURL": "",
     "toImageButtonOptions": {"scale": 2},
 }
@@ -44,7 +46,7 @@ h1 { font-size: 1.15rem; font-weight: 600; color: var(--soft); margin: 0 0 .4rem
 h2 { font-size: 1.25rem; margin: 2.8rem 0 .5rem; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 p { max-width: 75ch; margin: .5rem 0; }
-.headline { font-size: 1.45rem; line-height: 1.35; font-weight: 600; max-width: 48ch; }
+.headline { font-size: 1.45rem; line-height: 1.35; font-weight: 600; max-width: 62ch; }
 .note { color: var(--soft); font-size: .9rem; }
 .chart { background: #ffffff; border: 1px solid var(--line); border-radius: 6px; padding: .5rem;
   margin: .8rem 0; }
@@ -57,9 +59,12 @@ th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
 tbody tr:last-child td { border-bottom: 0; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th.number { white-space: normal; }
-td.text { min-width: 9rem; max-width: 22rem; overflow-wrap: anywhere; }
-td.code { font: .8rem ui-monospace, "SF Mono", Menlo, Consolas, monospace; min-width: 6rem;
-  max-width: 24rem; overflow-wrap: anywhere; }
+td.text { min-width: 5rem; max-width: 18rem; overflow-wrap: break-word; }
+td:first-child { font-weight: 600; min-width: 10rem; }
+td.code { font: .8rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; min-width: 11rem;
+  overflow-wrap: anywhere; }
+tr.main td { border-bottom: 0; }
+tr.detail td { padding-top: 0; color: var(--soft); font-weight: 400; overflow-wrap: anywhere; }
 """
 
 
@@ -71,7 +76,7 @@ def render(collection: Collection, made: str) -> str:
         _losses(collection.runs),
         _rates(collection.runs),
         _runs(collection),
-        _gained(found),
+        _gained(collection.runs, found),
         _cost(collection.runs, cost),
         _reproduce(collection, made),
     ]
@@ -171,18 +176,22 @@ def _runs(collection: Collection) -> str:
     return _section("runs", "Runs", shown, *notes, _text(said, "note"))
 
 
-def _gained(found: Sequence[Gain]) -> str:
+def _gained(runs: Sequence[RunData], found: Sequence[Gain]) -> str:
+    title = "What each cooldown gained"
     if not found:
-        return _section("gains", "What each cooldown gained", _text("There is no cooldown yet."))
+        return _section("gains", title, _text("There is no cooldown yet."))
     said = (
         "Gain: the other run's validation loss minus the cooldown's, in nats per token; positive "
         "is better. The trunk's loss is interpolated between its evaluations. Standard errors are "
         "over held-out sequences and added in quadrature; since all runs see the same sequences, "
         "that is rather too much than too little for a difference. Lower or higher: by more than "
-        f"{CLEAR:g} standard errors. How much another seed would change is not in them."
+        f"{CLEAR:g} standard errors (se). How much another seed would change is not in them."
     )
-    title = "What each cooldown gained"
-    return _section("gains", title, tables.gains_table(found), _text(said, "note"))
+    parts = ["<h3>Against the trunk</h3>", tables.trunk_table(found)]
+    if any(run.is_reference for run in runs) and any(gain.end for gain in found):
+        parts.append("<h3>Against a run from scratch that decays all along, as cosine does</h3>")
+        parts.append(tables.reference_table([gain for gain in found if gain.end]))
+    return _section("gains", title, *parts, _text(said, "note"))
 
 
 def _cost(runs: Sequence[RunData], cost: Sequence[Cost]) -> str:

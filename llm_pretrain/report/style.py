@@ -16,7 +16,7 @@ _COLOURS = (  # Okabe and Ito's palette without black and yellow, and two dark o
     "#882255",
     "#332288",
 )
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
+_SYMBOLS = ("square", "diamond", "circle", "triangle-up", "cross", "x", "star")
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,27 @@ class Column:
     kind: Literal["text", "number", "code"] = "text"
 
 
-def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
-    """A table that scrolls sideways where the page is too narrow."""
+def table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], details: Sequence[str] = ()
+) -> str:
+    """A table that scrolls sideways where the page is too narrow.
+
+    `details`, one a row, stand under their row across all columns.
+    """
     head = "".join(f'<th class="{c.kind}">{html.escape(c.title)}</th>' for c in columns)
     body = []
-    for row in rows:
+    for i, row in enumerate(rows):
         cells = zip(columns, row, strict=True)
-        body.append("".join(f'<td class="{c.kind}">{html.escape(text)}</td>' for c, text in cells))
-    lines = "\n".join(f"<tr>{cells}</tr>" for cells in body)
+        line = "".join(f'<td class="{c.kind}">{html.escape(text)}</td>' for c, text in cells)
+        if details:
+            line = (
+                f'<tr class="main">{line}</tr><tr class="detail">'
+                f'<td colspan="{len(columns)}">{html.escape(details[i])}</td></tr>'
+            )
+            body.append(line)
+        else:
+            body.append(f"<tr>{line}</tr>")
+    lines = "\n".join(body)
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{lines}</tbody></table></div>"
@@ -33,7 +46,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
 
 
 def runs_table(runs: Sequence[RunData]) -> str:
-    """One row a run: where it comes from, how it stands, what it measured."""
+    """Two rows a run: how it stands and what it measured; under it, how it was asked for."""
     columns = [
         Column("run"),
         Column("from"),
@@ -44,11 +57,8 @@ def runs_table(runs: Sequence[RunData]) -> str:
         Column("last training loss", "number"),
         Column("tokens/s, median", "number"),
         Column("training time", "number"),
-        Column("schedule"),
-        Column("git", "code"),
-        Column("overrides", "code"),
     ]
-    return table(columns, [_run_row(run) for run in runs])
+    return table(columns, [_run_row(run) for run in runs], [_run_detail(run) for run in runs])
 
 
 def _run_row(run: RunData) -> list[str]:
@@ -63,10 +73,12 @@ def _run_row(run: RunData) -> list[str]:
         f"{run.training[-1].loss:.4f}" if run.training else words.DASH,
         words.DASH if rate is None else f"{rate:,.0f}",
         words.duration(seconds(run, run.done)),
-        run.schedule.describe(),
-        commit(run),
-        " ".join(run.record.overrides) or words.DASH,
     ]
+
+
+def _run_detail(run: RunData) -> str:
+    asked = " ".join(run.record.overrides) or "none"
+    return f"{run.schedule.describe()}. Git: {commit(run)}. Overrides: {asked}"
 
 
 def commit(run: RunData) -> str:
@@ -77,43 +89,53 @@ def commit(run: RunData) -> str:
     return f"{str(full)[:8]}{' + changes' if run.record.git.get('dirty') else ''}"
 
 
-def gains_table(gains: Sequence[Gain]) -> str:
-    """One row a cooldown: its end, the trunk's loss there, the reference's."""
+def trunk_table(gains: Sequence[Gain]) -> str:
+    """One row a cooldown: its end, and the trunk's loss at equal tokens."""
     columns = [
         Column("cooldown"),
-        Column("ends at", "number"),
+        Column("ends at, tokens", "number"),
         Column("validation loss", "number"),
-        Column("trunk's, at equal tokens", "number"),
-        Column("gain over trunk", "number"),
-        Column("in standard errors", "number"),
-        Column("cooldown is"),
-        Column("reference as long"),
-        Column("gain over reference", "number"),
-        Column("in standard errors", "number"),
+        Column("trunk's at equal tokens", "number"),
+        Column("gain", "number"),
+        Column("the cooldown is"),
     ]
-    return table(columns, [_gain_row(gain) for gain in gains])
+    return table(columns, [_trunk_row(gain) for gain in gains])
 
 
-def _gain_row(gain: Gain) -> list[str]:
-    tokens = gain.run.clock.tokens_at(gain.run.total)
-    trunk, reference = gain.trunk, gain.reference
-    verdict = words.verdict(trunk) if trunk and trunk.equal_tokens else gain.note
-    trunk_loss = words.loss(trunk.value) if trunk else words.DASH
+def _trunk_row(gain: Gain) -> list[str]:
+    trunk = gain.trunk
+    verdict = words.verdict(trunk) if trunk else gain.note
+    value = words.loss(trunk.value if trunk else None)
     if trunk and not trunk.equal_tokens:
-        trunk_loss += f" (its last, at {words.tokens(trunk.value.tokens)} tokens)"
-        verdict += f"; against its last value: {words.verdict(trunk)}"
-    name = f"{reference.other.label}: {words.loss(reference.value)}" if reference else ""
+        value += f" (its last, at {words.tokens(trunk.value.tokens)})"
+        verdict = f"{gain.note}; against its last value: {verdict}"
+    end = gain.run.clock.tokens_at(gain.run.total)
+    own = [gain.run.label, words.tokens(end), words.loss(gain.end)]
+    return [*own, value, words.gain(trunk), verdict]
+
+
+def reference_table(gains: Sequence[Gain]) -> str:
+    """One row a finished cooldown: the best run from scratch of the same length."""
+    columns = [
+        Column("cooldown"),
+        Column("validation loss", "number"),
+        Column("from scratch, as long"),
+        Column("its validation loss", "number"),
+        Column("gain", "number"),
+        Column("the cooldown is"),
+    ]
+    return table(columns, [_reference_row(gain) for gain in gains])
+
+
+def _reference_row(gain: Gain) -> list[str]:
+    reference = gain.reference
     return [
         gain.run.label,
-        f"{words.tokens(tokens)} tokens",
         words.loss(gain.end),
-        trunk_loss,
-        words.gain(trunk),
-        words.sigmas(trunk),
-        verdict,
-        name or gain.reference_note or words.DASH,
+        reference.other.label if reference else gain.reference_note,
+        words.loss(reference.value if reference else None),
         words.gain(reference),
-        words.sigmas(reference),
+        words.verdict(reference) if reference else words.DASH,
     ]
 
 
@@ -124,7 +146,7 @@ def cost_table(cost: Cost) -> str:
         Column("steps", "number"),
         Column("tokens", "number"),
         Column("measured time", "number"),
-        Column("of from scratch", "number"),
+        Column("share of from scratch", "number"),
     ]
     entries = [
         ("needed: trunk to the last branch point, and the branches", cost.needed),

@@ -52,18 +52,14 @@ def gain(comparison: Comparison | None) -> str:
     return f"{signed(comparison.gain)} ± {comparison.stderr:.4f}"
 
 
-def sigmas(comparison: Comparison | None) -> str:
-    """The gain in standard errors: 5.9, or a dash."""
-    if comparison is None:
-        return DASH
-    return f"{comparison.sigmas:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
 def verdict(comparison: Comparison) -> str:
-    """Which of the two is lower, when that is clear."""
+    """Which of the two is lower, in standard errors, when that is clear."""
+    distance = f"{abs(comparison.sigmas):.1f} se"
     if comparison.clear:
-        return "lower"
-    return "higher" if comparison.sigmas < -CLEAR else "no clear difference"
+        return f"lower by {distance}"
+    if comparison.sigmas < -CLEAR:
+        return f"higher by {distance}"
+    return f"not clearly different ({distance})"
 
 
 def plural(number: int, noun: str) -> str:
@@ -98,19 +94,31 @@ def median_rate(run: RunData) -> float | None:
 def headline(runs: Sequence[RunData], gains: Sequence[Gain], costs: Sequence[Cost]) -> list[str]:
     """What was found, a sentence for each trunk; what there is, where nothing was found yet."""
     trunks = list(dict.fromkeys(t for g in gains if (t := trunk_of(g.run)) is not None))
-    sentences = []
+    sentences, said = [], set()
     for trunk in trunks:
         own = [g for g in gains if trunk_of(g.run) is trunk]
-        sentences.append(_finding(trunk, own) + _price(trunk, costs))
+        mine = [c for c in costs if all(trunk_of(run) is trunk for run in c.finished)]
+        price = f"; compute {_share(mine[0])}" if mine else ""
+        said.update(cost.trunk for cost in mine)
+        sentences.append(f"{_finding(trunk, own)}{price}.")
+    for cost in costs:
+        if cost.trunk not in said:
+            what = plural(len(cost.finished), "finished cooldown")
+            sentences.append(f"{what} in the family of {cost.trunk.label}: compute {_share(cost)}.")
     homeless = [g.run.label for g in gains if trunk_of(g.run) is None]
     if homeless:
         sentences.append(f"No trunk to compare with: {', '.join(homeless)}.")
-    if not gains:
-        started = sum(bool(run.evaluations) for run in runs)
-        sentences.append(
-            f"{plural(len(runs), 'run')}, no cooldown yet; {started} with a validation loss."
-        )
-    return sentences
+    return sentences if gains else [_beginning(runs)]
+
+
+def _beginning(runs: Sequence[RunData]) -> str:
+    started = sum(bool(run.evaluations) for run in runs)
+    return f"{plural(len(runs), 'run')}, no cooldown yet; {started} with a validation loss."
+
+
+def _share(cost: Cost) -> str:
+    """What the family needed of the compute from scratch."""
+    return f"{cost.ratio:.0%} of training each horizon from scratch"
 
 
 def _finding(trunk: RunData, gains: Sequence[Gain]) -> str:
@@ -145,11 +153,3 @@ def _clarity(comparisons: Sequence[Comparison]) -> str:
     if clear == len(comparisons):
         return f", {limit}{' each' if clear > 1 else ''}"
     return f"; {clear} of {len(comparisons)} by {limit}"
-
-
-def _price(trunk: RunData, costs: Sequence[Cost]) -> str:
-    """What they needed of the compute from scratch."""
-    mine = [c for c in costs if any(trunk_of(run) is trunk for run in c.finished)]
-    if not mine:
-        return "."
-    return f"; compute {mine[0].ratio:.0%} of training each horizon from scratch."

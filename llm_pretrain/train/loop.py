@@ -1,7 +1,6 @@
 """The training loop: batch, update, measure, evaluate, save; stop when asked."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -134,10 +133,10 @@ class Trainer:
                 self._console.advance(step)
                 if self._world.any(stop.by is not None) and step < total:
                     self._save(step)
-                    self._saver.wait()
+                    self._complete_save()
                     return Outcome("interrupted", step, stop.by or "signal on another rank")
         self._save(total)
-        self._saver.wait()
+        self._complete_save()
         return Outcome("finished", total)
 
     def _batch(self, step: int) -> torch.Tensor:
@@ -197,16 +196,19 @@ class Trainer:
     def _save(self, step: int) -> None:
         if step == self._saved:
             return
+        self._complete_save()
         state = checkpoint_state(self._engine, self._world)
         meta = checkpoint_meta(self._run.record.id, self._config, self._loader, self._world, step)
         self._saver.start(state, meta)
         self._saved = step
         if self._world.main:
             self._run.update(step=step)
-            keep = self._calendar.planned
-            for pruned in self._prune(set(keep)):
-                self._console.say(f"deleted checkpoint {pruned}")
 
-    def _prune(self, planned: set[int]) -> Iterator[int]:
-        last, every = self._config.checkpoint.keep_last, self._calendar.keep
-        yield from prune(self._store, last, every, planned, self._run.pinned)
+    def _complete_save(self) -> None:
+        """Wait for the running save, then delete what it made superfluous."""
+        self._saver.wait()
+        if self._world.main:
+            last, every = self._config.checkpoint.keep_last, self._calendar.keep
+            planned = set(self._calendar.planned)
+            for step in prune(self._store, last, every, planned, self._run.pinned):
+                self._console.say(f"deleted checkpoint {step}")

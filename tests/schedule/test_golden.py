@@ -147,7 +147,7 @@ def test_a_round_trip_and_the_fingerprint() -> None:
 def test_prolonging() -> None:
     trunk, longer = schedule("100 steps", "5 steps", "0 steps"), schedule("200 steps", "5 steps", "0 steps")
     assert longer.prolongs(trunk)
-    assert longer.prolongs(trunk)
+    assert trunk.prolongs(longer)
     assert not schedule("200 steps", "5 steps", "10%").prolongs(trunk)
     assert not longer.prolongs(schedule("100 steps", "5 steps", "10%"))
     assert not schedule("200 steps", "5%", "0 steps").prolongs(trunk)

@@ -1,0 +1,139 @@
+"""Checkpoints: complete or absent, and every damage is named."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llm_pretrain.checkpoint import manifest
+from llm_pretrain.checkpoint.saver import Saver, stage
+from llm_pretrain.checkpoint.store import CheckpointStore
+from llm_pretrain.engine.world import World
+from llm_pretrain.errors import DamagedCheckpointError, UserError
+
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+def meta(step: int) -> dict[str, Any]:
+    return {
+        "step": step, "tokens": step * 10, "run": "a", "fingerprints": {}, "schedule": {},
+        "config": {}, "world_size": 1, "engine": "fsdp", "created": "now",
+    }  # fmt: skip
+
+
+def state(seed: int = 0) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        "model": {"w": torch.randn(40, 30, generator=draw), "b": torch.randn(7, generator=draw)},
+        "optimizer": {"w": {"step": torch.tensor(3.0)}},
+    }
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    """A store with checkpoints at 10, 20 and 30."""
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.root.mkdir()
+    saver = Saver(store, WORLD)
+    for step in (10, 20, 30):
+        saver.start(state(step), meta(step))
+    saver.wait()
+    return store
+
+
+def test_saved_and_loaded(store: CheckpointStore) -> None:
+    assert store.steps() == [10, 20, 30]
+    target = state(99)
+    store.load(20, target, distributed=False)
+    assert torch.equal(target["model"]["w"], state(20)["model"]["w"])
+    assert store.verify(20).tokens == 200
+    assert "model.w" in store.keys(20)
+
+
+def test_the_copy_is_taken_before_training_goes_on(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    saver, live = Saver(store, WORLD), state(1)
+    saver.start(live, meta(1))
+    live["model"]["w"].zero_()
+    saver.wait()
+    target = state(2)
+    store.load(1, target, distributed=False)
+    assert torch.equal(target["model"]["w"], state(1)["model"]["w"])
+
+
+def test_host_buffers_are_used_again() -> None:
+    first = stage(state(1), {})
+    again = stage(state(2), first)
+    assert again["model"]["w"].data_ptr() == first["model"]["w"].data_ptr()
+    assert torch.equal(again["model"]["w"], state(2)["model"]["w"])
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip, Path.unlink])
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "meta.json", "manifest.json"])
+def test_every_damage_is_named(
+    store: CheckpointStore, damage: Callable[[Path], None], name: str
+) -> None:
+    damage(store.path(30) / name)
+    with pytest.raises(DamagedCheckpointError) as error:
+        store.verify(30)
+    assert "step-000030" in str(error.value)
+    assert name in str(error.value)
+    latest, damaged = store.latest()
+    assert latest is not None
+    assert latest.step == 20
+    assert len(damaged) == 1
+
+
+def test_a_flipped_bit_anywhere_in_a_manifest_is_found(store: CheckpointStore) -> None:
+    path = store.path(30) / manifest.NAME
+    original = path.read_bytes()
+    for position in range(0, len(original), 7):
+        content = bytearray(original)
+        content[position] ^= 1
+        path.write_bytes(content)
+        try:
+            store.verify(30)
+        except DamagedCheckpointError:
+            continue
+        # Only white space may differ without harm to what is checked.
+        assert original[position : position + 1].isspace(), position
+
+
+def test_no_checkpoint_at_a_step(store: CheckpointStore) -> None:
+    with pytest.raises(UserError, match="no checkpoint at step 15; there are checkpoints at 10, 20"):
+        store.verify(15)
+
+
+def test_half_written_folders_are_no_checkpoints(store: CheckpointStore) -> None:
+    store.begin(40)
+    (store.temporary(40) / "__0_0.distcp").write_bytes(b"half")
+    assert store.steps() == [10, 20, 30]
+    store.sweep()
+    assert not store.temporary(40).exists()
+
+
+def test_set_aside(store: CheckpointStore) -> None:
+    store.set_aside(30)
+    assert store.steps() == [10, 20]
+    Saver(store, WORLD).start(state(30), meta(30))
+
+
+def test_identity_follows_the_content(store: CheckpointStore, tmp_path: Path) -> None:
+    assert len({store.identity(step) for step in store.steps()}) == 3
+    twin = CheckpointStore(tmp_path / "twin")
+    saver = Saver(twin, WORLD)
+    saver.start(state(10), meta(10))
+    saver.wait()
+    assert twin.identity(10) != store.identity(20)
