@@ -168,7 +168,6 @@ def _describe(path: Path) -> _Shard:
 
 def _readable(tokens: int) -> str:
     """Three digits and a prefix, as in '31.5 MT'."""
-    exponent = min((len(str(tokens)) - 1) // 3, 5)
-    value = tokens / 1000**exponent
-    digits = 0 if exponent == 0 else 3 - len(str(int(value)))
-    return f"{value:.{digits}f} {' kMGTP'[exponent].strip()}T"
+    rounded = int(float(f"{tokens:.2e}"))  # first, so that 999,999 is 1.00 MT and not 1000 kT
+    thousands, place = divmod(len(str(rounded)) - 1, 3)
+    return f"{rounded / 1000**thousands:.{2 - place}f} {' kMGTPE'[thousands].strip()}T"

@@ -19,6 +19,8 @@ class FsdpEngine:
     def __init__(self, config: TrainConfig, world: World) -> None:
         self._world = world
         self._bf16 = config.precision.name == "bf16"
+        # Nothing here draws from the global generators, but what they hold is part of a checkpoint.
+        torch.manual_seed(config.run.seed)
         with torch.device("meta"):
             model = Transformer(config.model)
         model.to_empty(device=world.device)
@@ -58,7 +60,12 @@ class FsdpEngine:
     @torch.no_grad()
     def evaluate(self, tokens: torch.Tensor) -> torch.Tensor:
         """See Engine."""
-        return self._losses(tokens).mean(dim=1)
+        losses = self._losses(tokens).mean(dim=1)
+        if isinstance(self.model, FSDPModule):
+            # The root's own parameters stay gathered until a backward pass, which never comes
+            # here; the optimizer knows only the sharded ones.
+            self.model.reshard()
+        return losses
 
     def state(self) -> dict[str, Any]:
         """See Engine."""

@@ -60,7 +60,7 @@ tbody tr:last-child td { border-bottom: 0; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th.number { white-space: normal; }
 td.text { min-width: 5rem; max-width: 18rem; overflow-wrap: break-word; }
-td:first-child { font-weight: 600; min-width: 10rem; }
+td:first-child { font-weight: 600; min-width: 11.5rem; }
 td.code { font: .8rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; min-width: 11rem;
   overflow-wrap: anywhere; }
 tr.main td { border-bottom: 0; }

@@ -94,7 +94,8 @@ def median_rate(run: RunData) -> float | None:
 def headline(runs: Sequence[RunData], gains: Sequence[Gain], costs: Sequence[Cost]) -> list[str]:
     """What was found, a sentence for each trunk; what there is, where nothing was found yet."""
     trunks = list(dict.fromkeys(t for g in gains if (t := trunk_of(g.run)) is not None))
-    sentences, said = [], set()
+    sentences: list[str] = []
+    said: set[RunData] = set()
     for trunk in trunks:
         own = [g for g in gains if trunk_of(g.run) is trunk]
         mine = [c for c in costs if all(trunk_of(run) is trunk for run in c.finished)]

@@ -182,8 +182,13 @@ def test_killed_at_any_moment_it_ends_the_same(reference: Path, tmp_path: Path) 
         # With its workers, as a scheduler does, or alone, as the kernel does for memory.
         kill = os.killpg if attempt % 2 else os.kill
         kill(process.pid, signal.SIGKILL)
+        process.wait()
+        try:
+            until(lambda m=marker: not processes(m))
+        finally:
+            for orphan in processes(marker):
+                os.kill(orphan, signal.SIGKILL)
         process.communicate()
-        until(lambda m=marker: not processes(m))  # no orphans
         assert not list(tmp_path.rglob("prepared.json"))
     last = start(tmp_path, "last")
     assert (last.communicate()[1], last.returncode) == (b"", 0)

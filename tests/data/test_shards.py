@@ -47,12 +47,13 @@ def test_writes_datatrove_layout(tmp_path: Path) -> None:
     assert write_shard(path, documents, "me", 2) == (3, 3)
     assert path.read_bytes() == bytes([2, 1, 3, 0, 9, 0])
     assert (tmp_path / "a.ds.index").read_bytes() == struct.pack("<QQQ", 2, 2, 3)
-    assert (tmp_path / "a.ds.metadata").read_text() == "me|2\n3\n3 T"
+    assert (tmp_path / "a.ds.metadata").read_text() == "me|2\n3\n3.00 T"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ds", "a.ds.index", "a.ds.metadata"]
 
 
 @pytest.mark.parametrize(
-    ("tokens", "text"), [(0, "0 T"), (999, "999 T"), (1234, "1.23 kT"), (31_500_000, "31.5 MT")]
+    ("tokens", "text"),
+    [(0, "0.00 T"), (999, "999 T"), (1234, "1.23 kT"), (99_950, "100 kT"), (3_150_000, "3.15 MT")],
 )
 def test_metadata_counts_for_people(tmp_path: Path, tokens: int, text: str) -> None:
     write_shard(tmp_path / "a.ds", [np.zeros(tokens, dtype=np.uint16)], "me", 2)
@@ -116,6 +117,23 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not fit"):
         write_shard(tmp_path / "a.ds", [np.array([-1])], "me", 2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_appears_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    with path.open("rb") as reader:
+        with appearing(path) as file:
+            file.write(b"new and longer")
+            file.flush()
+            assert path.read_bytes() == b"old"
+        assert reader.read() == b"old"  # another file took the name; this one was not touched
+    assert path.read_bytes() == b"new and longer"
+    with pytest.raises(RuntimeError), appearing(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"new and longer"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_leftovers_of_the_dead_go_and_others_stay(tmp_path: Path) -> None:

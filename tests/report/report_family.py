@@ -20,7 +20,7 @@ from llm_pretrain.config.schema import (
 )
 from llm_pretrain.duration import Duration, steps
 from llm_pretrain.runs import Parent, Run, new_record
-from llm_pretrain.schedule.schedule import schedule_of
+from llm_pretrain.schedule.schedule import clock_of, schedule_of
 
 TOKENS_PER_STEP = 8 * 256
 RATE = 8000.0
@@ -74,11 +74,11 @@ def ends(*horizons: int) -> dict[str, list[Duration]]:
 def measure(run: Run, loss: Loss, until: int | None = None, every: int = 25) -> Run:
     """Rows as the training loop writes them: training every 10 steps, evaluation every `every`."""
     noise = random.Random(run.record.name)
-    total = schedule_of(run.config).total
+    total, clock = schedule_of(run.config).total, clock_of(run.config)
     until = total if until is None else until
     rows: list[dict[str, Any]] = []
     for step in range(run.begin + 1, until + 1):
-        place = {"step": step, "tokens": step * TOKENS_PER_STEP}
+        place = {"step": step, "tokens": clock.tokens_at(step)}
         if step % 10 == 0 or step in (run.begin + 1, total):
             rows.append(place | _training_row(run, step, loss(step) + noise.gauss(0, 0.05)))
         if step % every == 0 or step == total:

@@ -1,0 +1,66 @@
+"""Several ranks on gloo: the same losses as one process, one run directory, any world size next."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, metrics, record, tiny
+
+Train = Callable[..., int]
+VALUES = ("loss", "grad_norm", "val_loss", "val_stderr")
+
+
+def torchrun(ranks: int, arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+    """Start `python -m llm_pretrain.train` on several ranks."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*launcher, f"--nproc-per-node={ranks}", "-m", "llm_pretrain.train", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def assert_close_runs(a: Path, b: Path, rel: float) -> None:
+    rows, others = metrics(a), metrics(b)
+    assert [(r["step"], r["tokens"]) for r in rows] == [(r["step"], r["tokens"]) for r in others]
+    for row, other in zip(rows, others, strict=True):
+        for key in VALUES:
+            assert row.get(key, 0) == pytest.approx(other.get(key, 0), rel=rel), (row, other)
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one(train: Train, tmp_path: Path, cache: Path) -> None:
+    assert train(tmp_path / "one") == 0
+    done = torchrun(2, tiny(tmp_path / "two", f"data.cache={cache}"))
+    assert done.returncode == 0, done.stderr
+    assert_close_runs(tmp_path / "one", tmp_path / "two", rel=1e-5)
+    assert record(tmp_path / "two")["sessions"][0]["world_size"] == 2
+
+
+@pytest.mark.slow
+def test_one_goes_on_where_two_stopped_and_branches(
+    train: Train, cli: Train, tmp_path: Path, cache: Path
+) -> None:
+    assert train(tmp_path / "one") == 0
+    place = tmp_path / "mixed"
+    done = torchrun(2, tiny(place, f"data.cache={cache}", "schedule.total=20 steps"))
+    assert done.returncode == 0, done.stderr
+    assert cli("train", f"resume={place}", "schedule.total=40 steps") == 0
+    assert_close_runs(tmp_path / "one", place, rel=1e-5)
+    assert cli("branch", "apply", f"parent={place}", "at=[20 steps]") == 0
+
+
+@pytest.mark.slow
+def test_bad_input_ends_every_rank(tmp_path: Path, tiny_corpus: Path, cache: Path) -> None:
+    done = torchrun(2, tiny(tmp_path / "run", f"data.cache={cache}", "data.micro_batch=8"))
+    assert done.returncode != 0
+    assert "data.global_batch: 8 does not divide over 2 ranks" in done.stderr
+    assert not (tmp_path / "run").exists()
