@@ -94,4 +94,3 @@ def _read(lock: Path) -> Holder | None:
         return Holder(**json.loads(lock.read_text()))
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
-

@@ -15,14 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from llm_pretrain import atomic, lock
+from llm_pretrain import __version__, atomic, lock
 from llm_pretrain.config.compose import dump, read
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import UserError
 
 State = Literal["created", "running", "interrupted", "failed", "finished"]
 
-_PACKAGES = ("llm-pretrain", "torch", "numpy", "tokenizers", "datasets", "hydra-core")
+_PACKAGES = ("torch", "numpy", "tokenizers", "datasets", "hydra-core")
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,14 @@ class Run:
         return lock.hold(self.lock_path)
 
     @property
+    def identity(self) -> str | None:
+        """The id, or None where there is no readable run.json."""
+        try:
+            return self.record.id
+        except UserError:
+            return None
+
+    @property
     def begin(self) -> int:
         """First step that this run trains itself."""
         parent = self.record.parent
@@ -165,13 +173,14 @@ class Run:
         record = self.record
         if record.parent is None:
             return None
-        candidates = [self.path / (record.parent_dir or "..")]
-        candidates += [run.path for run in scan(self.path.parent)]
-        for path in candidates:
-            if Run.exists(path) and Run(path).record.id == record.parent.run:
-                return Run(Path(os.path.normpath(path)))
+        place = Path(os.path.normpath(self.path / (record.parent_dir or "..")))
+        if Run(place).identity == record.parent.run:
+            return Run(place)
+        for run in scan(self.path.parent):
+            if run.identity == record.parent.run:
+                return run
         raise UserError(
-            f"{self.path}: its parent run '{record.parent.run}' is not at {candidates[0]} "
+            f"{self.path}: its parent run '{record.parent.run}' is not at {place} "
             f"nor elsewhere in {self.path.parent}"
         )
 
@@ -240,12 +249,15 @@ def new_record(
 
 
 def scan(root: Path) -> list[Run]:
-    """The runs in `root` (itself, or folders in it), oldest first. Raises UserError for none."""
+    """The runs in `root` (itself, or folders in it), oldest first, unreadable ones last.
+
+    Raises UserError when `root` is no folder.
+    """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
     folders = [root, *sorted(p for p in root.iterdir() if not p.name.startswith("."))]
     runs = [Run(p) for p in folders if Run.exists(p)]
-    return sorted(runs, key=lambda run: (run.record.created, run.path))
+    return sorted(runs, key=lambda run: (run.identity is None, _created(run), run.path))
 
 
 def now() -> str:
@@ -253,12 +265,16 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _created(run: Run) -> str:
+    return run.record.created if run.identity else ""
+
+
 def _encode(record: Record) -> str:
     return json.dumps(asdict(record), indent=2) + "\n"
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "llm-pretrain": __version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

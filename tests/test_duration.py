@@ -28,7 +28,8 @@ def test_read(text: str, unit: str, amount: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["20", 20, 0.2, None, "-5 steps", "5 epochs", "1.5 steps", "20k%", "", "steps", "1e3 steps"]
+    "text",
+    ["20", 20, 0.2, None, "-5 steps", "5 epochs", "1.5 steps", "20k%", "", "steps", "1e3 steps"],
 )
 def test_refused(text: object) -> None:
     with pytest.raises(ValueError, match="got "):

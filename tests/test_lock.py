@@ -36,9 +36,7 @@ def other(tmp_path: Path) -> "subprocess.Popen[str]":
     return process
 
 
-def test_the_message_names_host_and_pid(
-    tmp_path: Path, other: "subprocess.Popen[str]"
-) -> None:
+def test_the_message_names_host_and_pid(tmp_path: Path, other: "subprocess.Popen[str]") -> None:
     with pytest.raises(RunInUseError) as error, lock.hold(tmp_path / "lock"):
         pass
     assert str(other.pid) in str(error.value)
@@ -47,9 +45,7 @@ def test_the_message_names_host_and_pid(
     other.wait()
 
 
-def test_a_dead_holders_lock_is_taken_over(
-    tmp_path: Path, other: "subprocess.Popen[str]"
-) -> None:
+def test_a_dead_holders_lock_is_taken_over(tmp_path: Path, other: "subprocess.Popen[str]") -> None:
     other.send_signal(signal.SIGKILL)
     other.wait()
     assert (tmp_path / "lock").exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_pretrain.branch.tree import tree
 from llm_pretrain.config.compose import compose
 from llm_pretrain.errors import UserError
 from llm_pretrain.runs import Parent, Run, new_record, scan
@@ -108,3 +109,16 @@ def test_lost_is_told_from_running(tmp_path: Path) -> None:
     assert run.status == "lost"
     with run.hold():
         assert run.status == "running"
+
+
+def test_a_damaged_record_hides_only_its_own_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = make(tmp_path, "trunk")
+    child = make(tmp_path, "child", Parent(parent.record.id, 5))
+    damaged = make(tmp_path, "aaa")
+    damaged.record_path.write_text("{")
+    assert [run.path.name for run in scan(tmp_path)][-1] == "aaa"
+    assert child.parent_run() is not None
+    assert tree([str(tmp_path)]) == 0
+    assert "aaa  run.json cannot be read" in capsys.readouterr().out

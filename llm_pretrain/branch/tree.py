@@ -23,9 +23,9 @@ def tree(arguments: Sequence[str]) -> int:
         raise UserError(f"{root}: holds no run")
     drawing = Tree(escape(str(root)))
     children: dict[str | None, list[Run]] = defaultdict(list)
-    known = {run.record.id for run in runs}
+    known = {run.identity for run in runs}
     for run in runs:
-        parent = run.record.parent
+        parent = run.record.parent if run.identity else None
         children[parent.run if parent and parent.run in known else None].append(run)
     _grow(drawing, children, None)
     Console().print(drawing, highlight=False)
@@ -34,7 +34,10 @@ def tree(arguments: Sequence[str]) -> int:
 
 def _grow(node: Tree, children: dict[str | None, list[Run]], of: str | None) -> None:
     for run in children[of]:
-        _grow(node.add(escape(describe(run))), children, run.record.id)
+        if run.identity is None:
+            node.add(escape(f"{run.path.name}  run.json cannot be read"))
+        else:
+            _grow(node.add(escape(describe(run))), children, run.identity)
 
 
 def describe(run: Run) -> str:

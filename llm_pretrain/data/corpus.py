@@ -132,7 +132,10 @@ def _rows(name: str, source: SourceConfig) -> Generator[dict[str, Any]]:
     path = source.path or ""
     target: dict[str, Any] = {"path": path, "name": source.config}
     if source.format is not None:
-        files = [str(file) for file in _local_files(name, source)]
+        # `datasets` raises StopIteration for a file without a row.
+        files = [str(f) for f in _local_files(name, source) if f.stat().st_size]
+        if not files:
+            return
         target = {"path": source.format, "data_files": {source.split: files}}
     elif Path(path).exists():
         raise UserError(

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_pretrain.atomic import appearing, remove_leftovers
 from llm_pretrain.config.schema import DataConfig, SourceConfig
 from llm_pretrain.data import chunks, corpus
-from llm_pretrain.data.files import appearing, remove_leftovers
 from llm_pretrain.data.progress import Meter
 from llm_pretrain.data.shards import Tokens, TokenStream
 from llm_pretrain.data.tokenizer import Tokenizer, load_tokenizer

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from llm_pretrain.data.files import appearing
+from llm_pretrain.atomic import appearing
 from llm_pretrain.errors import UserError
 
 Array = npt.NDArray[Any]

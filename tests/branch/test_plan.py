@@ -55,7 +55,7 @@ def test_starts(at: str, length: str, end: int) -> None:
     branch = only(spec(at=at, length=length))
     start = branch.start
     assert branch.end == end
-    assert start == (300 if "tokens" in at else int(at.split()[0]))
+    assert start == (300 if "tokens" in at else int(at.split(maxsplit=1)[0]))
     s = schedule_of(branch.config)
     assert s.total == end
     assert (s.phases[-1].kind, s.phases[-1].start) == ("cooldown", start)

@@ -153,9 +153,7 @@ def test_a_waiting_branch_is_no_error(
     assert not (tmp_path / "tiny.50-62.1-sqrt").exists()
 
 
-def test_new_data_in_a_branch_keeps_the_tokenizer(
-    trunk: Path, cli: Run, tmp_path: Path
-) -> None:
+def test_new_data_in_a_branch_keeps_the_tokenizer(trunk: Path, cli: Run, tmp_path: Path) -> None:
     extra = tmp_path / "extra.jsonl"
     lines = (json.dumps({"text": f"number {i} " * 60, "id": str(i)}) for i in range(200))
     extra.write_text("\n".join(lines))

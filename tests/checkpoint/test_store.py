@@ -112,7 +112,7 @@ def test_a_flipped_bit_anywhere_in_a_manifest_is_found(store: CheckpointStore) -
 
 
 def test_no_checkpoint_at_a_step(store: CheckpointStore) -> None:
-    with pytest.raises(UserError, match="no checkpoint at step 15; there are checkpoints at 10, 20"):
+    with pytest.raises(UserError, match=r"no checkpoint at step 15; there are .* 10, 20, 30"):
         store.verify(15)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_pretrain.data.files import appearing, remove_leftovers
+from llm_pretrain.atomic import appearing, remove_leftovers
 from llm_pretrain.data.shards import TokenStream, token_size, write_shard
 from llm_pretrain.errors import UserError
 

@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from llm_pretrain.duration import Duration
 from llm_pretrain.schedule.clock import TokenClock
 
-stretches = st.lists(
-    st.tuples(st.integers(1, 20), st.integers(1, 50)), min_size=1, max_size=4
-)
+stretches = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 50)), min_size=1, max_size=4)
 
 
 def clock(parts: list[tuple[int, int]]) -> tuple[TokenClock, list[int]]:

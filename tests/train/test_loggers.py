@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import llm_pretrain.train.loggers as loggers
+from llm_pretrain.train import loggers
 
 Train = Callable[..., int]
 SHORT = ("schedule.total=3 steps", "schedule.warmup=0 steps")

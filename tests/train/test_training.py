@@ -17,6 +17,7 @@ from llm_pretrain.train.hardware import PEAK_BF16, peak
 from tests.support import metrics, record
 
 Train = Callable[..., int]
+ONE_STEP = ("schedule.total=1 steps", "schedule.warmup=0 steps")
 
 
 def test_equals_a_plain_loop(train: Train, tmp_path: Path) -> None:
@@ -54,13 +55,15 @@ def test_accumulation_does_not_change_the_result(train: Train, tmp_path: Path) -
     for micro in (1, 8):
         assert train(tmp_path / str(micro), f"data.micro_batch={micro}") == 0
     for a, b in zip(metrics(tmp_path / "1"), metrics(tmp_path / "8"), strict=True):
-        assert a == pytest.approx(b, rel=1e-3)
+        assert a == pytest.approx(b, rel=1e-4 * a["step"])
         assert a.get("loss", 0) == pytest.approx(b.get("loss", 0), rel=2e-5)
 
 
 def test_the_evaluation_is_the_mean_over_held_out_sequences(train: Train, tmp_path: Path) -> None:
     place = tmp_path / "run"
-    assert train(place, "schedule.total=1 steps", "schedule.warmup=0 steps", "optimizer.lr=1e-12") == 0
+    assert (
+        train(place, "schedule.total=1 steps", "schedule.warmup=0 steps", "optimizer.lr=1e-12") == 0
+    )
     config = Run.open(place).config
     loader = Loader(config, prepare(config.data))
     model = Transformer(config.model)
@@ -107,5 +110,5 @@ def test_the_peak_of_an_unknown_device_is_measured_and_said() -> None:
 
 
 def test_initial_loss_is_that_of_a_uniform_guess(train: Train, tmp_path: Path) -> None:
-    assert train(tmp_path / "run", "schedule.total=1 steps", "schedule.warmup=0 steps") == 0
+    assert train(tmp_path / "run", *ONE_STEP) == 0
     assert metrics(tmp_path / "run")[0]["loss"] == pytest.approx(math.log(512), abs=0.1)

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import datasets  # noqa: F401  (imported for the children)
 
-import llm_pretrain.branch.command
-import llm_pretrain.train.command
 from llm_pretrain.cli import dispatch, guarded
 
 

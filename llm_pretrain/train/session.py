@@ -1,0 +1,198 @@
+"""One session of a run: everything between a checked config and the exit code, on every rank."""
+
+import os
+import shutil
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llm_pretrain import atomic
+from llm_pretrain.branch.plan import planned_steps
+from llm_pretrain.checkpoint.store import CheckpointStore
+from llm_pretrain.config.schema import DataConfig, TrainConfig
+from llm_pretrain.data.loader import Loader
+from llm_pretrain.data.prepare import Prepared, prepare
+from llm_pretrain.engine.fsdp import FsdpEngine
+from llm_pretrain.engine.world import World, join
+from llm_pretrain.errors import EXIT_CONTINUE, EXIT_OK, DamagedCheckpointError, UserError
+from llm_pretrain.runs import Run, new_record, now
+from llm_pretrain.schedule.schedule import schedule_of
+from llm_pretrain.train.console import RunConsole
+from llm_pretrain.train.hardware import device_name
+from llm_pretrain.train.interrupt import watch
+from llm_pretrain.train.loop import Calendar, Outcome, Trainer
+from llm_pretrain.train.state import restore
+
+
+@dataclass(frozen=True)
+class Session:
+    """Trains the run at `path` until it ends or is stopped."""
+
+    config: TrainConfig
+    path: Path
+    overrides: Sequence[str]
+    """What this command line asked for, for the record."""
+    world: World
+
+    def run(self) -> int:
+        """Prepare data, create or open the run, lock it, train it; the exit code.
+
+        Raises UserError before the directory exists when the input cannot work.
+        """
+        world = self.world
+        _check_layout(self.config, world)
+        data = _with_own_tokenizer(self.config.data, self.path)
+        # Rank 0 prepares, the others find it done.
+        world.on_main(lambda: prepare(data, progress=True) and None)
+        prepared = prepare(data, progress=False)
+        _check_vocabulary(self.config, prepared)
+        world.on_main(self._obtain)
+        run = Run.open(self.path)
+        with ExitStack() as stack:
+            world.on_main(lambda: stack.enter_context(run.hold()))
+            total = schedule_of(self.config).total
+            console = RunConsole(run.log_path, run.record.name, total, main=world.main)
+            stack.callback(console.close)
+            world.on_main(lambda: self._ready(run, prepared, console))
+            return self._train(run, prepared, console)
+
+    def _obtain(self) -> None:
+        """The run directory exists when this returns."""
+        if not Run.exists(self.path):
+            name, total = self.config.run.name, schedule_of(self.config).total
+            Run.create(self.config, new_record(name, total=total, overrides=self.overrides))
+
+    def _ready(self, run: Run, prepared: Prepared, console: RunConsole) -> None:
+        """Under the lock: apply an allowed change, clean up after a crash, verify what to load."""
+        if self.config != run.config:
+            run.rewrite_config(self.config)
+            run.update(total=schedule_of(self.config).total)
+        if not run.tokenizer_path.exists():
+            shutil.copyfile(prepared.tokenizer.path, run.tokenizer_path)
+        for folder in (run.path, run.pins_path):
+            atomic.remove_leftovers(folder)
+        store = CheckpointStore(run.checkpoints)
+        store.sweep()
+        meta, damaged = store.latest()
+        for error in damaged:
+            console.say(f"{error}; using the one before it")
+        for step in [s for s in store.steps() if meta is None or s > meta.step]:
+            console.say(f"moved aside to {store.set_aside(step)}")
+        if meta is None:
+            _verify_parent(run)
+
+    def _train(self, run: Run, prepared: Prepared, console: RunConsole) -> int:
+        config, world = self.config, self.world
+        loader = Loader(config, prepared)
+        engine = FsdpEngine(config, world)
+        calendar = Calendar.of(config, frozenset(planned_steps(config)))
+        trainer = Trainer(
+            run=run,
+            config=config,
+            calendar=calendar,
+            world=world,
+            engine=engine,
+            loader=loader,
+            console=console,
+        )
+        step = restore(run, config, engine, loader, world)
+        peak = trainer.peak_source
+        world.on_main(lambda: self._begin(run, step, peak))
+        console.say(self._greeting(step, peak))
+        with watch() as stop:
+            try:
+                outcome = trainer.train(step, stop)
+            except BaseException as error:
+                if world.main:
+                    run.update(state="failed", reason=str(error) or type(error).__name__)
+                raise
+        if world.main:
+            _end(run, outcome, console)
+        return EXIT_OK if outcome.state == "finished" else EXIT_CONTINUE
+
+    def _begin(self, run: Run, step: int, peak: str) -> None:
+        run.rewind_metrics(step)
+        config = self.config
+        entry = {
+            "time": now(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "from_step": step,
+            "overrides": list(self.overrides),
+            "world_size": self.world.size,
+            "device": device_name(self.world.device),
+            "engine": config.engine.name,
+            "precision": config.precision.name,
+            "compile": config.engine.compile,
+            "peak": peak,
+        }
+        sessions = [*run.record.sessions, entry]
+        run.update(state="running", reason=None, step=step, sessions=sessions)
+
+    def _greeting(self, step: int, peak: str) -> str:
+        config, world = self.config, self.world
+        schedule = schedule_of(config)
+        return (
+            f"steps {step} to {schedule.total} on {world.size} x {device_name(world.device)}, "
+            f"{config.precision.name}, {config.engine.name}"
+            f"{', compiled' if config.engine.compile else ''}; MFU against {peak}; "
+            f"{schedule.describe()}"
+        )
+
+
+def run_session(config: TrainConfig, path: Path, overrides: Sequence[str]) -> int:
+    """Train the run at `path` in this process, one of torchrun's or the only one."""
+    with join(config.engine.device) as world:
+        return Session(config, path, overrides, world).run()
+
+
+def _end(run: Run, outcome: Outcome, console: RunConsole) -> None:
+    finished = now() if outcome.state == "finished" else None
+    run.update(state=outcome.state, step=outcome.step, reason=outcome.reason, finished=finished)
+    if outcome.state == "interrupted":
+        console.say(
+            f"stopped by {outcome.reason} after step {outcome.step}, saved; "
+            f"continue with: llm-pretrain train resume={run.path}"
+        )
+
+
+def _verify_parent(run: Run) -> None:
+    """Check every byte of the checkpoint a branch starts from, and that it is still the same."""
+    parent = run.parent_run()
+    if parent is None:
+        return
+    source = CheckpointStore(parent.checkpoints)
+    source.verify(run.begin)
+    if source.identity(run.begin) != run.record.parent_checkpoint:
+        raise DamagedCheckpointError(
+            f"{source.path(run.begin)}: not the checkpoint that {run.path} branched from"
+        )
+
+
+def _with_own_tokenizer(data: DataConfig, path: Path) -> DataConfig:
+    """The data config with the tokenizer that the run directory keeps, once it does."""
+    own = Run(path).tokenizer_path
+    if not own.exists():
+        return data
+    return replace(data, tokenizer=replace(data.tokenizer, path=str(own)))
+
+
+def _check_layout(config: TrainConfig, world: World) -> None:
+    data = config.data
+    if data.global_batch % (data.micro_batch * world.size):
+        raise UserError(
+            f"data.global_batch: {data.global_batch} does not divide over {world.size} ranks with "
+            f"data.micro_batch={data.micro_batch}; it must be a multiple of "
+            f"{data.micro_batch * world.size}"
+        )
+
+
+def _check_vocabulary(config: TrainConfig, prepared: Prepared) -> None:
+    size = prepared.tokenizer.vocab_size
+    if size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size: {config.model.vocab_size} is smaller than the vocabulary of "
+            f"{prepared.tokenizer.path} ({size}); use at least {size}"
+        )
