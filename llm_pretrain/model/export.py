@@ -1,9 +1,11 @@
 """The command `export`: a checkpoint as Hugging Face Llama weights."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from llm_pretrain.checkpoint.store import CheckpointStore
+from llm_pretrain.data.tokenizer import read_tokenizer
 from llm_pretrain.errors import EXIT_OK, UserError
 from llm_pretrain.model.hf import export_hf
 from llm_pretrain.model.transformer import Transformer
@@ -26,8 +28,16 @@ def export(arguments: Sequence[str]) -> int:
     state = {"model": {name: p.detach() for name, p in model.named_parameters()}}
     store.load(step, state, distributed=False)
     length = run.config.data.sequence_length
-    export_hf(run.config.model, model.state_dict(), folder, max_positions=length)
-    print(f"{folder}: weights of {run.path} at step {step}; tokenizer: {run.tokenizer_path}")
+    tokenizer = read_tokenizer(run.tokenizer_path, run.config.data.tokenizer.end_of_text)
+    export_hf(
+        run.config.model,
+        model.state_dict(),
+        folder,
+        end_of_text_id=tokenizer.end_of_text_id,
+        max_positions=length,
+    )
+    shutil.copyfile(run.tokenizer_path, folder / "tokenizer.json")
+    print(f"{folder}: weights and tokenizer of {run.path} at step {step}")
     return EXIT_OK
 
 

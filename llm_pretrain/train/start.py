@@ -1,6 +1,9 @@
 """Start or continue a run: what may differ from what its directory says, and what may not."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llm_pretrain.checkpoint.store import CheckpointStore
@@ -19,11 +22,20 @@ def start(config: TrainConfig, overrides: Sequence[str] = ()) -> int:
     A second call with the same config continues, or does nothing when the run is finished.
     Raises UserError for input that cannot work, before the directory exists.
     """
+    named = any(o.lstrip("+").startswith(("run.dir=", "run.name=")) for o in overrides)
+    changed = _other_settings(config)
+    if changed and not named:
+        config = _beside(config, changed)
+        changed = _other_settings(config)
     path = Path(config.run.dir)
+    if changed:
+        raise UserError(
+            f"{path}: exists with other settings:\n  " + "\n  ".join(changed) + "\n"
+            "choose another run.name or run.dir, or continue it with: "
+            f"llm-pretrain train resume={path}"
+        )
     if Run.exists(path):
-        run = Run.open(path)
-        _refuse_other(run, config)
-        config = run.config
+        config = Run.open(path).config
     return _train_unless_finished(config, path, overrides)
 
 
@@ -45,16 +57,23 @@ def _train_unless_finished(config: TrainConfig, path: Path, overrides: Sequence[
     return run_session(config, path, overrides)
 
 
-def _refuse_other(run: Run, config: TrainConfig) -> None:
-    """Raise UserError when `run` was asked something else than `config`."""
+def _other_settings(config: TrainConfig) -> list[str]:
+    """How the run that is already in the place of `config` differs from it."""
+    path = Path(config.run.dir)
+    if not Run.exists(path):
+        return []
     place = {"run.dir": "", "run.root": ""}
-    changed = differences(all_fields(run.config) | place, all_fields(config) | place)
-    if changed:
-        raise UserError(
-            f"{run.path}: exists with other settings:\n  " + "\n  ".join(changed) + "\n"
-            "choose another run.name or run.dir, or continue it with: "
-            f"llm-pretrain train resume={run.path}"
-        )
+    return differences(all_fields(Run.open(path).config) | place, all_fields(config) | place)
+
+
+def _beside(config: TrainConfig, changed: list[str]) -> TrainConfig:
+    """The config with a name and place of its own, the same ones for the same settings."""
+    fields = all_fields(replace(config, run=replace(config.run, dir="", root="")))
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:6]
+    name = f"{config.run.name}.{digest}"
+    place = Path(config.run.dir).with_name(name)
+    print(f"{config.run.dir} has other settings ({'; '.join(changed)}): this run is {place}")
+    return replace(config, run=replace(config.run, name=name, dir=str(place)))
 
 
 def _check_change(run: Run, config: TrainConfig) -> None:

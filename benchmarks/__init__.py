@@ -1,0 +1,1 @@
+"""How fast this is, each figure from one command: `python -m benchmarks.NAME`."""
