@@ -15,6 +15,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from tests.support import command, tiny, write_corpus
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that it does not run alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A jsonl file with a few hundred documents."""

@@ -37,7 +37,7 @@ class RunConfig:
 class ModelConfig:
     """A Llama-style decoder: RMSNorm before each block, RoPE, SwiGLU, grouped-query attention."""
 
-    vocab_size: Positive = 4096
+    vocab_size: Positive = 2048
     """Rows of the embedding. At least the tokenizer's vocabulary; the paper pads 50257 to 50304."""
     width: Positive = 128
     """Size of the residual stream (d)."""
@@ -118,7 +118,7 @@ class TokenizerConfig:
 
     path: str | None = None
     """A tokenizer.json of the `tokenizers` library. Null: train one on the first source."""
-    vocab_size: Annotated[int, Field(ge=258)] = 4096
+    vocab_size: Annotated[int, Field(ge=258)] = 2048
     """Vocabulary to train, with 256 bytes and the end-of-text token; unused with `path`."""
     train_bytes: Positive = 8_000_000
     """Bytes of text to train it on; unused with `path`."""

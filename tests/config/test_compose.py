@@ -64,7 +64,7 @@ def _is_group(info: object) -> bool:
         (["optimizer.lr=inf"], ["optimizer.lr"]),
         (["run.seed=1.5"], ["run.seed", "1.5", "integer"]),
         (["model.kv_heads=3"], ["model.kv_heads", "3", "[1, 2, 4]"]),
-        (["model.vocab_size=300"], ["model.vocab_size", "300", "4096"]),
+        (["model.vocab_size=300"], ["model.vocab_size", "300", "2048"]),
         (["data.sources.stdlib.wieght=2"], ["wieght", "did you mean", "weight"]),
         (["data.sources.web={kind: text}"], ["data.sources.web.path"]),
         (["data.sources.web={kid: text}"], ["data.sources.web.kid", "kind"]),
