@@ -3,14 +3,15 @@
 Our side is `llm-pretrain train experiment=demo` itself: session, lock, prefetching, schedule,
 metrics on disk every 10 steps, console. It is timed from outside, between two steps, never by its
 own meter. Evaluations and checkpoints are off but for the last step, which is not timed. The bare
-side is `BareLoop` below: same model, initial values, AdamW, rates and batches, the latter ready in
-memory. The two take turns in blocks of steps within one process.
+side is 25 lines of PyTorch: same model, initial values, AdamW, rates and batches, the latter ready
+in memory. The two take turns in blocks of steps within one process, and their losses must agree.
 """
 
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -33,7 +34,7 @@ from llm_pretrain.model.transformer import Transformer
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import schedule_of
 from llm_pretrain.train import session
-from llm_pretrain.train.loop import Trainer
+from llm_pretrain.train.console import RunConsole
 from llm_pretrain.train.start import start
 
 QUICK = [
@@ -68,7 +69,10 @@ class BareLoop:
         plain = [p for n, p in named if p.ndim < 2 or n.startswith("embedding")]
         decayed = [p for n, p in named if not (p.ndim < 2 or n.startswith("embedding"))]
         o = config.optimizer
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": plain, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(
             groups, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay, fused=True
         )
@@ -78,7 +82,7 @@ class BareLoop:
         clip, micro = self.config.optimizer.grad_clip, self.config.data.micro_batch
         bf16 = self.config.precision.name == "bf16"
         for step in range(len(self.losses), len(self.losses) + steps):
-            passes = self.batches[step].split(micro)
+            passes = torch.split(self.batches[step], micro)
             total = torch.zeros((), device=self.device)
             for tokens in passes:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
@@ -126,12 +130,12 @@ class Duel:
         return time.perf_counter() - self._began
 
 
-def observed(between: Callable[[int], None]) -> type[Trainer]:
-    """The real Trainer, telling `between` when a step with all that belongs to it is over."""
+def observed(between: Callable[[int], None]) -> type[RunConsole]:
+    """The real console, telling `between` when the loop moves its progress bar after a step."""
 
-    class Observed(Trainer):
-        def _after(self, step: int, loss: float | None, norm: float | None) -> None:
-            super()._after(step, loss, norm)
+    class Observed(RunConsole):
+        def advance(self, step: int) -> None:
+            super().advance(step)
             between(step)
 
     return Observed
@@ -139,8 +143,9 @@ def observed(between: Callable[[int], None]) -> type[Trainer]:
 
 def largest_difference(run: Run, bare: BareLoop) -> float:
     """How far the two losses ever are apart: 0 when both did the same work."""
-    rows = [row for row in run.metrics() if "loss" in row and row["step"] <= len(bare.losses)]
-    return max(abs(row["loss"] - bare.losses[row["step"] - 1].item()) for row in rows)
+    theirs: list[float] = [loss.item() for loss in bare.losses]
+    rows = [row for row in run.metrics() if "loss" in row and row["step"] <= len(theirs)]
+    return max(abs(float(row["loss"]) - theirs[int(row["step"]) - 1]) for row in rows)
 
 
 def measure(place: Path, overrides: Sequence[str], quick: bool) -> tuple[list[Row], float]:
@@ -163,7 +168,7 @@ def measure(place: Path, overrides: Sequence[str], quick: bool) -> tuple[list[Ro
     )
     bare = BareLoop(config, steps)
     duel = Duel(bare, warmup, block, pairs)
-    with mock.patch.object(session, "Trainer", observed(duel)):
+    with mock.patch.object(session, "RunConsole", observed(duel)):
         start(config)
     tokens = block * config.data.global_batch * config.data.sequence_length
     ours, other = [tokens / s for s in duel.ours], [tokens / s for s in duel.bare]

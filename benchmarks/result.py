@@ -104,7 +104,7 @@ def report(
         "rows": [row.to_dict() for row in rows],
     }
     if "--markdown" in arguments:
-        print(markdown(facts, rows))
+        print(markdown(facts, notes, rows))
     else:
         print(plain(rows))
         print(json.dumps(facts))
@@ -121,7 +121,7 @@ def plain(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def markdown(facts: dict[str, Any], rows: Sequence[Row]) -> str:
+def markdown(facts: dict[str, Any], notes: dict[str, Any], rows: Sequence[Row]) -> str:
     """Where, when and how it was measured, and the rows as a Markdown table."""
     where = facts["device"]
     versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items() if v != "not installed")
@@ -133,6 +133,7 @@ def markdown(facts: dict[str, Any], rows: Sequence[Row]) -> str:
         f"before: {facts['load_before']:.1f}",
         f"- Versions: {versions}; commit {(facts['git'].get('commit') or 'none')[:9]} ({state})",
         f"- Date: {facts['date']}",
+        *(f"- {name.replace('_', ' ').capitalize()}: {value}" for name, value in notes.items()),
         "",
         "| figure | unit | median | min | max | n |",
         "|---|---|---:|---:|---:|---:|",
@@ -171,4 +172,4 @@ def _field(file: Path, key: str) -> str | None:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 999.95 else f"{value:#.4g}"

@@ -31,7 +31,7 @@ def modules_after(code: str) -> set[str]:
         "from llm_pretrain.cli import dispatch; dispatch(['--help'])",
         "from llm_pretrain.cli import dispatch; dispatch(['train', '--help'])",
         "from llm_pretrain.cli import dispatch; dispatch(['--version'])",
-        "import llm_pretrain.schedule.schedule, llm_pretrain.branch.plan, llm_pretrain.runs",
+        "import llm_pretrain.schedule.schedule, llm_pretrain.branch.command, llm_pretrain.runs",
     ],
 )
 def test_nothing_heavy_is_imported(code: str) -> None:

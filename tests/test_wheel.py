@@ -23,7 +23,8 @@ def test_the_wheel_brings_its_configuration(tmp_path: Path, tiny_corpus: Path) -
     assert (site / "launch" / "job.py").is_file()
     arguments = [
         "experiment=demo", "schedule.total=3 steps", "schedule.warmup=0 steps", "plan=[]",
-        "data.sources.stdlib.limit=60", "eval.sequences=2", "data.validation_fraction=0.2", f"data.cache={tmp_path / 'cache'}",
+        "data.sources.stdlib.limit=60", "eval.sequences=2",
+        "data.validation_fraction=0.2", f"data.cache={tmp_path / 'cache'}",
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-P", "-m", "llm_pretrain.cli", "train", *arguments],

@@ -6,7 +6,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launch.local import run_all
 from llm_pretrain.branch.reconcile import Row, apply, compare
 from llm_pretrain.config.compose import compose_branch, override
 from llm_pretrain.config.rules import check_branch_spec
@@ -39,6 +38,8 @@ def branch(arguments: Sequence[str]) -> int:
     runs = apply(parent, rows)
     if not runs:
         print("nothing to start")
+    from launch.local import run_all  # noqa: PLC0415  (plan starts nothing and needs no executor)
+
     return run_all([run.path for run in runs], _jobs(parent, asked))
 
 

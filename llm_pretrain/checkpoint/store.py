@@ -1,22 +1,15 @@
-"""The checkpoints of one run: find, verify, load, publish, delete."""
+"""The checkpoints of one run: find, verify, publish, delete. Imports no torch."""
 
 import json
 import re
 import shutil
-import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load
-
 from llm_pretrain import atomic
 from llm_pretrain.checkpoint import manifest
 from llm_pretrain.errors import DamagedCheckpointError, UserError
-
-# A single process needs no group; DCP warns of it at every save and load.
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 META = "meta.json"
 _FORMAT = 1
@@ -101,14 +94,6 @@ class CheckpointStore:
                 damaged.append(error)
         return None, damaged
 
-    def keys(self, step: int) -> set[str]:
-        """Names of the tensors in a checkpoint."""
-        return set(self._reader(step).read_metadata().state_dict_metadata)
-
-    def load(self, step: int, state: dict[str, Any], *, distributed: bool) -> None:
-        """Fill the tensors of `state` in place; each rank reads only its own shards."""
-        load(state, storage_reader=self._reader(step), no_dist=not distributed)
-
     def temporary(self, step: int) -> Path:
         """Where the checkpoint of `step` is written before it is complete."""
         return self.root / f".tmp-{self.path(step).name}"
@@ -140,9 +125,6 @@ class CheckpointStore:
         for pattern in (".tmp-*", ".*.tmp"):
             for path in self.root.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)
-
-    def _reader(self, step: int) -> FileSystemReader:
-        return FileSystemReader(self.path(step))
 
 
 def describe_steps(steps: list[int], near: int | None = None) -> str:

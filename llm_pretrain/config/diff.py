@@ -1,5 +1,7 @@
 """What makes two configs different runs, and how to tell a person."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +25,11 @@ def trajectory(config: TrainConfig) -> dict[str, Any]:
     """
     flat = all_fields(config)
     return {n: v for n, v in flat.items() if not operational(n) and not _within(n, "schedule")}
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """A hash that two configs share exactly when their trajectories are the same."""
+    return hashlib.sha256(json.dumps(trajectory(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm_pretrain.checkpoint.store import CheckpointStore
+from llm_pretrain.checkpoint.tensors import fill
 from llm_pretrain.data.tokenizer import read_tokenizer
 from llm_pretrain.errors import EXIT_OK, UserError
 from llm_pretrain.model.hf import export_hf
@@ -26,7 +27,7 @@ def export(arguments: Sequence[str]) -> int:
     store.verify(step)
     model = Transformer(run.config.model)
     state = {"model": {name: p.detach() for name, p in model.named_parameters()}}
-    store.load(step, state, distributed=False)
+    fill(store.path(step), state, distributed=False)
     length = run.config.data.sequence_length
     tokenizer = read_tokenizer(run.tokenizer_path, run.config.data.tokenizer.end_of_text)
     export_hf(

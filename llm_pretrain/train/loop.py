@@ -127,9 +127,11 @@ class Trainer:
             self._meter.start()
             while step < total:
                 logs = self._calendar.logs(step + 1, self._run.begin)
-                loss, norm = self._update(step, batches.get(step), logs)
+                looks = logs or self._calendar.saves(step + 1)
+                loss, norm = self._update(step, batches.get(step), looks)
                 step += 1
-                self._after(step, loss, norm)
+                self._check_finite(step, loss, norm)
+                self._after(step, loss, norm, logs)
                 self._console.advance(step)
                 if self._world.any(stop.by is not None) and step < total:
                     self._save(step)
@@ -144,10 +146,8 @@ class Trainer:
         tokens = torch.from_numpy(rows)
         return tokens.pin_memory() if self._world.device.type == "cuda" else tokens
 
-    def _update(
-        self, step: int, rows: torch.Tensor, logs: bool
-    ) -> tuple[float | None, float | None]:
-        """One optimizer update; the loss and the norm are read from the device only to log."""
+    def _update(self, step: int, rows: torch.Tensor, looks: bool) -> tuple[float, float]:
+        """One optimizer update; loss and norm are 0 unless `looks`, which waits for the device."""
         micro = self._config.data.micro_batch
         passes = torch.split(rows.to(self._world.device, non_blocking=True), micro)
         total = torch.zeros((), device=self._world.device)
@@ -156,17 +156,16 @@ class Trainer:
             total += self._engine.forward_backward(tokens, weight=1 / len(passes), last=last)
         norm = self._engine.step(self._schedule.lr(step), self._config.optimizer.grad_clip)
         self._meter.count(rows.shape[0] * (rows.shape[1] - 1) * self._world.size)
-        if not logs:
-            return None, None
+        if not looks:
+            return 0.0, 0.0
         return (self._world.sum(total) / self._world.size).item(), norm.item()
 
-    def _after(self, step: int, loss: float | None, norm: float | None) -> None:
+    def _after(self, step: int, loss: float, norm: float, logs: bool) -> None:
         """Measure, evaluate and save after `step` updates, in this order.
 
         The rows of a step are on disk before its checkpoint exists, so a resume from it has them.
         """
-        if loss is not None and norm is not None:
-            self._check_finite(step, loss)
+        if logs:
             lr = self._schedule.lr(step - 1)
             self._record(step, {"loss": loss, "lr": lr, "grad_norm": norm, **self._meter.read()})
         if self._calendar.evaluates(step):
@@ -185,12 +184,13 @@ class Trainer:
         if self._loggers:
             self._loggers.log(row)
 
-    def _check_finite(self, step: int, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _check_finite(self, step: int, loss: float, norm: float) -> None:
+        """Stop before a checkpoint could hold what is no number."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(
-                f"{self._run.path}: the loss is {loss} at step {step} (optimizer.lr="
-                f"{self._config.optimizer.lr:g}); nothing was saved since the last checkpoint: "
-                "branch from an earlier one with a lower rate"
+                f"{self._run.path}: the loss is {loss}, the gradient norm {norm} at step {step} "
+                f"(optimizer.lr={self._config.optimizer.lr:g}); the checkpoints before it are "
+                "intact: branch from one with a lower rate"
             )
 
     def _save(self, step: int) -> None:

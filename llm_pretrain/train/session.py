@@ -44,9 +44,8 @@ class Session:
         world = self.world
         _check_layout(self.config, world)
         data = _with_own_tokenizer(self.config.data, self.path)
-        # Rank 0 prepares, the others find it done.
-        world.on_main(lambda: prepare(data, progress=True) and None)
-        prepared = prepare(data, progress=False)
+        world.on_main(lambda: _fill_cache(data))
+        prepared = prepare(data)
         _check_vocabulary(self.config, prepared)
         world.on_main(self._obtain)
         run = Run.open(self.path)
@@ -177,6 +176,11 @@ def _with_own_tokenizer(data: DataConfig, path: Path) -> DataConfig:
     if not own.exists():
         return data
     return replace(data, tokenizer=replace(data.tokenizer, path=str(own)))
+
+
+def _fill_cache(data: DataConfig) -> None:
+    """Rank 0 prepares, the others find it done."""
+    prepare(data, progress=True)
 
 
 def _check_layout(config: TrainConfig, world: World) -> None:

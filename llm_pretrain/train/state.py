@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from llm_pretrain.checkpoint.store import CheckpointStore, Meta
-from llm_pretrain.config.diff import differences, trajectory
+from llm_pretrain.checkpoint.tensors import fill, keys
+from llm_pretrain.config.diff import differences, fingerprint, trajectory
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.engine.base import Engine
@@ -29,7 +30,11 @@ def checkpoint_meta(
         "step": step,
         "tokens": clock_of(config).tokens_at(step),
         "run": run_id,
-        "fingerprints": {"schedule": schedule.fingerprint(), "data": loader.fingerprint()},
+        "fingerprints": {
+            "schedule": schedule.fingerprint(),
+            "data": loader.fingerprint(),
+            "config": fingerprint(config),
+        },
         "schedule": schedule.to_dict(),
         "config": trajectory(config),
         "world_size": world.size,
@@ -75,13 +80,14 @@ def restore(run: Run, config: TrainConfig, engine: Engine, loader: Loader, world
 
 def _load(store: CheckpointStore, step: int, engine: Engine, world: World) -> None:
     state = engine.state()
-    present = store.keys(step)
+    folder = store.path(step)
+    present = keys(folder)
     mine = f"rng.rank{world.rank}"
     # With another world size, ranks that did not exist have no generator state to restore;
     # nothing in training draws from it, so the result does not depend on it.
     if all(f"{mine}.{kind}" in present for kind in _rng(world)):
         state["rng"] = {f"rank{world.rank}": _rng(world)}
-    store.load(step, state, distributed=world.size > 1)
+    fill(folder, state, distributed=world.size > 1)
     if "rng" in state:
         _set_rng(state["rng"][f"rank{world.rank}"], world)
 

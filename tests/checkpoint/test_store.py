@@ -10,6 +10,7 @@ import torch
 from llm_pretrain.checkpoint import manifest
 from llm_pretrain.checkpoint.saver import Saver, stage
 from llm_pretrain.checkpoint.store import CheckpointStore
+from llm_pretrain.checkpoint.tensors import fill, keys
 from llm_pretrain.engine.world import World
 from llm_pretrain.errors import DamagedCheckpointError, UserError
 
@@ -46,10 +47,10 @@ def store(tmp_path: Path) -> CheckpointStore:
 def test_saved_and_loaded(store: CheckpointStore) -> None:
     assert store.steps() == [10, 20, 30]
     target = state(99)
-    store.load(20, target, distributed=False)
+    fill(store.path(20), target, distributed=False)
     assert torch.equal(target["model"]["w"], state(20)["model"]["w"])
     assert store.verify(20).tokens == 200
-    assert "model.w" in store.keys(20)
+    assert "model.w" in keys(store.path(20))
 
 
 def test_the_copy_is_taken_before_training_goes_on(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_the_copy_is_taken_before_training_goes_on(tmp_path: Path) -> None:
     live["model"]["w"].zero_()
     saver.wait()
     target = state(2)
-    store.load(1, target, distributed=False)
+    fill(store.path(1), target, distributed=False)
     assert torch.equal(target["model"]["w"], state(1)["model"]["w"])
 
 

@@ -88,7 +88,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "run", "optimizer.lr=1e30", "optimizer.grad_clip=0") == 2
-    assert "the loss is nan at step" in capsys.readouterr().err
+    assert "the gradient norm nan at step 2" in capsys.readouterr().err
     assert record(tmp_path / "run")["state"] == "failed"
     for step in (tmp_path / "run" / "checkpoints").iterdir():
         assert json.loads((step / "meta.json").read_text())["step"] < 10
