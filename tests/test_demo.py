@@ -80,7 +80,7 @@ def test_the_demo_prints_its_table_and_leaves_its_report(demo: tuple[Path, list[
     report = place / "runs" / "report.html"
     assert outputs[-1].strip().splitlines()[-1] == "runs/report.html"
     page = report.read_text()
-    for name in ("demo.240-300.1-sqrt", "demo.360-450.1-sqrt", "demo-cosine"):
+    for name in ("demo.320-400.1-sqrt", "demo.400-500.1-sqrt", "demo-cosine"):
         assert name in page
         assert name in outputs[-2]
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import socket
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,9 +103,11 @@ class Session:
         with watch() as stop:
             try:
                 outcome = trainer.train(step, stop)
+            except OSError as error:
+                self._failed(run, error)
+                raise UserError(f"{run.path}: cannot be written ({error.strerror})") from error
             except BaseException as error:
-                if world.main:
-                    run.update(state="failed", reason=str(error) or type(error).__name__)
+                self._failed(run, error)
                 raise
         if world.main:
             _end(run, outcome, console)
@@ -129,6 +131,12 @@ class Session:
         }
         sessions = [*run.record.sessions, entry]
         run.update(state="running", reason=None, step=step, sessions=sessions)
+
+    def _failed(self, run: Run, error: BaseException) -> None:
+        if self.world.main:
+            # On a full disk even this may fail; the error itself is what matters then.
+            with suppress(OSError):
+                run.update(state="failed", reason=str(error) or type(error).__name__)
 
     def _greeting(self, step: int, peak: str) -> str:
         config, world = self.config, self.world
@@ -179,8 +187,11 @@ def _with_own_tokenizer(data: DataConfig, path: Path) -> DataConfig:
 
 
 def _fill_cache(data: DataConfig) -> None:
-    """Rank 0 prepares, the others find it done."""
-    prepare(data, progress=True)
+    """Rank 0 prepares, the others find it done. Raises UserError when the cache is no place."""
+    try:
+        prepare(data, progress=True)
+    except OSError as error:
+        raise UserError(f"data.cache: {data.cache} cannot be written ({error.strerror})") from error
 
 
 def _check_layout(config: TrainConfig, world: World) -> None:

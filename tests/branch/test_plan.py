@@ -180,4 +180,4 @@ def test_from_a_finished_cooldown_there_is_no_rate_left() -> None:
 
 
 def test_the_plan_of_a_run_keeps_its_steps() -> None:
-    assert planned_steps(compose(["experiment=demo"])) == {240, 360, 480}
+    assert planned_steps(compose(["experiment=demo"])) == {320, 400, 480}

@@ -82,6 +82,13 @@ def test_place_that_cannot_be_written(
     refused(capsys, train(Path(place)), "run.dir", place, "cannot be written")
 
 
+def test_cache_that_cannot_be_written(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, train(tmp_path / "run", "data.cache=/proc/nowhere"), "data.cache", "/proc")
+    assert not list(tmp_path.iterdir())
+
+
 def test_place_that_is_taken(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
