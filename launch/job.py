@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_pretrain.errors import EXIT_OK, RunInUseError
+from llm_pretrain.errors import EXIT_OK, RunInUseError, guarded
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,7 @@ class TrainJob:
 
     def __call__(self) -> int:
         """Train it; the exit code. A run that another process trains just now is left to it."""
-        from llm_pretrain.cli import guarded  # noqa: PLC0415  (unpickling must stay cheap)
-        from llm_pretrain.train.start import resume  # noqa: PLC0415
+        from llm_pretrain.train.start import resume  # noqa: PLC0415  (unpickling must stay cheap)
 
         def train(_: Sequence[str]) -> int:
             try:

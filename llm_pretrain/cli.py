@@ -1,10 +1,10 @@
-"""The command `llm-pretrain`: finds the subcommand, turns errors into messages and exit codes."""
+"""The command `llm-pretrain`: finds the subcommand."""
 
 import sys
 from collections.abc import Callable, Sequence
 
 from llm_pretrain import __version__
-from llm_pretrain.errors import EXIT_BAD_INPUT, EXIT_OK, UserError, did_you_mean
+from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean, guarded
 
 _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns from any checkpoint
 
@@ -23,18 +23,6 @@ Exit codes: 0 done, 2 bad input, 75 stopped on request and saved: run it again t
 def main() -> None:
     """Entry point of the command."""
     sys.exit(guarded(dispatch, sys.argv[1:]))
-
-
-def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run a command; bad input becomes one message and exit code 2, never a traceback."""
-    try:
-        return command(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
 
 
 def dispatch(arguments: Sequence[str]) -> int:
@@ -87,7 +75,7 @@ def _report(arguments: Sequence[str]) -> int:
 
 
 def _export(arguments: Sequence[str]) -> int:
-    from llm_pretrain.model.export import export
+    from llm_pretrain.export import export
 
     return export(arguments)
 

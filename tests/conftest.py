@@ -44,7 +44,7 @@ def tiny_corpus(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 @pytest.fixture
 def train(tiny_corpus: Path, cache: Path) -> Callable[..., int]:
     """Train a tiny run in this process: train(place, *overrides) -> exit code."""
-    from llm_pretrain.cli import guarded
+    from llm_pretrain.errors import guarded
     from llm_pretrain.train.command import train as train_command
 
     def run(place: Path, *overrides: str) -> int:
@@ -57,7 +57,8 @@ def train(tiny_corpus: Path, cache: Path) -> Callable[..., int]:
 @pytest.fixture
 def cli() -> Callable[..., int]:
     """Run a command in this process: cli("branch", "plan", ...) -> exit code."""
-    from llm_pretrain.cli import dispatch, guarded
+    from llm_pretrain.cli import dispatch
+    from llm_pretrain.errors import guarded
 
     return lambda *arguments: guarded(dispatch, arguments)
 

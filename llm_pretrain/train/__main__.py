@@ -2,7 +2,7 @@
 
 import sys
 
-from llm_pretrain.cli import guarded
+from llm_pretrain.errors import guarded
 from llm_pretrain.train.command import train
 
 if __name__ == "__main__":

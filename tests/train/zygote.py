@@ -12,7 +12,8 @@ from pathlib import Path
 
 import datasets  # noqa: F401  (imported for the children)
 
-from llm_pretrain.cli import dispatch, guarded
+from llm_pretrain.cli import dispatch
+from llm_pretrain.errors import guarded
 
 
 def child(commands: list[list[str]], log: Path) -> None:
