@@ -29,13 +29,13 @@ from llm_pretrain.config.compose import compose
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.data.prepare import prepare
-from llm_pretrain.engine.world import join
 from llm_pretrain.model.transformer import Transformer
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import schedule_of
 from llm_pretrain.train import session
 from llm_pretrain.train.console import RunConsole
 from llm_pretrain.train.start import start
+from llm_pretrain.world import join
 
 QUICK = [
     "model.width=32",

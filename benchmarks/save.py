@@ -30,9 +30,9 @@ from llm_pretrain.checkpoint.saver import Saver
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import compose
 from llm_pretrain.engine.fsdp import FsdpEngine
-from llm_pretrain.engine.world import World, join
 from llm_pretrain.runs import now
 from llm_pretrain.train.state import checkpoint_state
+from llm_pretrain.world import World, join
 
 MODELS = ("demo", "paper/93m")
 _CHUNK = 64 * 2**20

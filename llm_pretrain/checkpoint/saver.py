@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from llm_pretrain.checkpoint import manifest
 from llm_pretrain.checkpoint.store import CheckpointStore, Meta
-from llm_pretrain.engine.world import World
 from llm_pretrain.errors import UserError
+from llm_pretrain.world import World
 
 T = TypeVar("T")
 

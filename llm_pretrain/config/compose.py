@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import re
 import types
 import typing
@@ -12,7 +13,6 @@ from typing import Any, TypeVar
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -140,8 +140,14 @@ def forced(text: str, item: Override) -> str:
 
 
 def sweep(parsed: Sequence[Override]) -> list[list[str]]:
-    """The override lists of a multirun's jobs, in the order of Hydra's basic sweeper."""
-    return BasicSweeper.split_arguments(list(parsed), None)[0]
+    """The override lists of a multirun's jobs: every combination of the values."""
+    choices = [
+        [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
+        if item.is_sweep_override()
+        else [item.input_line or ""]
+        for item in parsed
+    ]
+    return [list(combination) for combination in itertools.product(*choices)]
 
 
 def swept_keys(parsed: Sequence[Override]) -> set[str]:

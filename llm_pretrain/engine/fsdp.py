@@ -8,9 +8,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.engine.world import World
 from llm_pretrain.model.transformer import Transformer
 from llm_pretrain.optim.adamw import build_adamw
+from llm_pretrain.world import World
 
 
 class FsdpEngine:

@@ -25,9 +25,11 @@ def train(arguments: Sequence[str]) -> int:
         print(train_help())
         return EXIT_OK
     overrides, config_dir, flags = split_arguments(arguments)
+    place = [o for o in overrides if o.startswith("resume=")]
+    if flags and place:
+        raise UserError(f"{place[-1]}: continues one run as it is; {flags[0]} composes new ones")
     if flags:
         return _hydra(flags, overrides, config_dir)
-    place = [o for o in overrides if o.startswith("resume=")]
     if place:
         rest = [o for o in overrides if o not in place]
         return resume(Path(place[-1].removeprefix("resume=")), rest)

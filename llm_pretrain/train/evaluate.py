@@ -8,7 +8,7 @@ import torch
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.engine.base import Engine
-from llm_pretrain.engine.world import World
+from llm_pretrain.world import World
 
 
 def evaluate(engine: Engine, loader: Loader, config: TrainConfig, world: World) -> dict[str, float]:

@@ -14,7 +14,6 @@ from llm_pretrain.data.loader import Loader
 from llm_pretrain.data.prefetch import Prefetcher
 from llm_pretrain.duration import Duration
 from llm_pretrain.engine.base import Engine
-from llm_pretrain.engine.world import World
 from llm_pretrain.errors import UserError
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import clock_of, schedule_of
@@ -24,6 +23,7 @@ from llm_pretrain.train.interrupt import StopFlag
 from llm_pretrain.train.loggers import Loggers
 from llm_pretrain.train.meter import Meter
 from llm_pretrain.train.state import checkpoint_meta, checkpoint_state
+from llm_pretrain.world import World
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import torch
 
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.engine.world import World
 from llm_pretrain.model.flops import flops_per_token
 from llm_pretrain.train.hardware import peak
+from llm_pretrain.world import World
 
 
 class Meter:

@@ -15,7 +15,6 @@ from llm_pretrain.config.schema import DataConfig, TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.data.prepare import Prepared, prepare
 from llm_pretrain.engine.fsdp import FsdpEngine
-from llm_pretrain.engine.world import World, join
 from llm_pretrain.errors import EXIT_CONTINUE, EXIT_OK, DamagedCheckpointError, UserError
 from llm_pretrain.runs import Run, new_record, now
 from llm_pretrain.schedule.schedule import schedule_of
@@ -24,6 +23,7 @@ from llm_pretrain.train.hardware import device_name
 from llm_pretrain.train.interrupt import watch
 from llm_pretrain.train.loop import Calendar, Outcome, Trainer
 from llm_pretrain.train.state import restore
+from llm_pretrain.world import World, join
 
 
 @dataclass(frozen=True)

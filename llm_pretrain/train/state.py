@@ -10,10 +10,10 @@ from llm_pretrain.config.diff import differences, fingerprint, trajectory
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.engine.base import Engine
-from llm_pretrain.engine.world import World
 from llm_pretrain.errors import UserError
 from llm_pretrain.runs import Run, now
 from llm_pretrain.schedule.schedule import Schedule, clock_of, schedule_of
+from llm_pretrain.world import World
 
 
 def checkpoint_state(engine: Engine, world: World) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def test_markdown_has_a_row_for_each_figure(
 def test_results_has_a_section_for_each_benchmark() -> None:
     text = collect.RESULTS.read_text()
     headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
-    assert headings == [*collect.MODULES, "GPU"]
+    assert headings == [*collect.MODULES, "GPU", "Remarks"]
 
 
 def test_collect_replaces_one_section_and_keeps_the_rest() -> None:

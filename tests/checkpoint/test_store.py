@@ -11,8 +11,8 @@ from llm_pretrain.checkpoint import manifest
 from llm_pretrain.checkpoint.saver import Saver, stage
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.checkpoint.tensors import fill, keys
-from llm_pretrain.engine.world import World
 from llm_pretrain.errors import DamagedCheckpointError, UserError
+from llm_pretrain.world import World
 
 WORLD = World(0, 1, torch.device("cpu"))
 
