@@ -163,8 +163,9 @@ class DataConfig:
     global_batch: Positive = 16
     """Sequences per optimizer update, over all ranks."""
     micro_batch: Positive = 16
-    """Sequences per forward pass on one rank; micro_batch x world size must divide
-    global_batch, the quotient is the number of accumulated passes."""
+    """Sequences per forward pass on one rank, at most; must divide a rank's share of
+    global_batch where it is smaller. The share over micro_batch is the number of accumulated
+    passes."""
     cache: str = ".cache"
     """Folder for prepared tokens and tokenizers, shared by all runs."""
     workers: Annotated[int, Field(ge=0)] = 0

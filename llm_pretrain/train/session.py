@@ -55,7 +55,10 @@ class Session:
             console = RunConsole(run.log_path, run.record.name, total, main=world.main)
             stack.callback(console.close)
             world.on_main(lambda: self._ready(run, prepared, console))
-            return self._train(run, prepared, console)
+            code = self._train(run, prepared, console)
+        # torchrun ends the other ranks when the first one exits; rank 0 must have closed the run.
+        world.gather(None)
+        return code
 
     def _obtain(self) -> None:
         """The run directory exists when this returns."""
@@ -109,8 +112,8 @@ class Session:
             except BaseException as error:
                 self._failed(run, error)
                 raise
-        if world.main:
-            _end(run, outcome, console)
+            if world.main:
+                _end(run, outcome, console)
         return EXIT_OK if outcome.state == "finished" else EXIT_CONTINUE
 
     def _begin(self, run: Run, step: int, peak: str) -> None:
@@ -196,11 +199,16 @@ def _fill_cache(data: DataConfig) -> None:
 
 def _check_layout(config: TrainConfig, world: World) -> None:
     data = config.data
-    if data.global_batch % (data.micro_batch * world.size):
+    if data.global_batch % world.size:
         raise UserError(
-            f"data.global_batch: {data.global_batch} does not divide over {world.size} ranks with "
-            f"data.micro_batch={data.micro_batch}; it must be a multiple of "
-            f"{data.micro_batch * world.size}"
+            f"data.global_batch: {data.global_batch} does not divide over {world.size} ranks; "
+            f"use a multiple of {world.size}"
+        )
+    rows = data.global_batch // world.size
+    if rows % min(data.micro_batch, rows):
+        raise UserError(
+            f"data.micro_batch: {data.micro_batch} does not divide the {rows} sequences of each "
+            f"of {world.size} ranks; use a divisor of {rows}"
         )
 
 

@@ -48,6 +48,15 @@ def test_two_ranks_equal_one(train: Train, tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_micro_batch_larger_than_a_ranks_share(train: Train, tmp_path: Path, cache: Path) -> None:
+    short = (f"data.cache={cache}", "schedule.total=6 steps", "data.micro_batch=8")
+    assert train(tmp_path / "one", *short) == 0
+    done = torchrun(4, tiny(tmp_path / "four", *short))
+    assert done.returncode == 0, done.stderr
+    assert_close_runs(tmp_path / "one", tmp_path / "four")
+
+
+@pytest.mark.slow
 def test_one_goes_on_where_two_stopped_and_branches(
     train: Train, cli: Train, tmp_path: Path, cache: Path
 ) -> None:
@@ -62,7 +71,10 @@ def test_one_goes_on_where_two_stopped_and_branches(
 
 @pytest.mark.slow
 def test_bad_input_ends_every_rank(tmp_path: Path, tiny_corpus: Path, cache: Path) -> None:
-    done = torchrun(2, tiny(tmp_path / "run", f"data.cache={cache}", "data.micro_batch=8"))
+    done = torchrun(
+        2,
+        tiny(tmp_path / "run", f"data.cache={cache}", "data.global_batch=9", "data.micro_batch=3"),
+    )
     assert done.returncode != 0
-    assert "data.global_batch: 8 does not divide over 2 ranks" in done.stderr
+    assert "data.global_batch: 9 does not divide over 2 ranks" in done.stderr
     assert not (tmp_path / "run").exists()
