@@ -1,7 +1,6 @@
 """One session of a run: everything between a checked config and the exit code, on every rank."""
 
 import os
-import shutil
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -70,9 +69,8 @@ class Session:
         """Under the lock: apply an allowed change, clean up after a crash, verify what to load."""
         if self.config != run.config:
             run.rewrite_config(self.config)
-            run.update(total=schedule_of(self.config).total)
         if not run.tokenizer_path.exists():
-            shutil.copyfile(prepared.tokenizer.path, run.tokenizer_path)
+            atomic.write_text(run.tokenizer_path, prepared.tokenizer.path.read_text())
         for folder in (run.path, run.pins_path):
             atomic.remove_leftovers(folder)
         store = CheckpointStore(run.checkpoints)
@@ -133,7 +131,8 @@ class Session:
             "peak": peak,
         }
         sessions = [*run.record.sessions, entry]
-        run.update(state="running", reason=None, step=step, sessions=sessions)
+        total = schedule_of(config).total
+        run.update(state="running", reason=None, step=step, total=total, sessions=sessions)
 
     def _failed(self, run: Run, error: BaseException) -> None:
         if self.world.main:
