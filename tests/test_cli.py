@@ -31,6 +31,8 @@ def modules_after(code: str) -> set[str]:
         "from llm_pretrain.cli import dispatch; dispatch(['--help'])",
         "from llm_pretrain.cli import dispatch; dispatch(['train', '--help'])",
         "from llm_pretrain.cli import dispatch; dispatch(['--version'])",
+        "from llm_pretrain.errors import guarded; from llm_pretrain.cli import dispatch;"
+        " assert guarded(dispatch, ['train', 'optimizer.lrr=1']) == 2",
         "import llm_pretrain.schedule.schedule, llm_pretrain.branch.command, llm_pretrain.runs",
     ],
 )

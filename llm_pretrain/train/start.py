@@ -13,7 +13,6 @@ from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import EXIT_OK, UserError
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import schedule_of
-from llm_pretrain.train.session import run_session
 
 
 def start(config: TrainConfig, overrides: Sequence[str] = ()) -> int:
@@ -54,6 +53,9 @@ def _train_unless_finished(config: TrainConfig, path: Path, overrides: Sequence[
         if record.state == "finished" and record.step == total:
             print(f"{path}: finished at step {total}; nothing to do")
             return EXIT_OK
+    # Imported late: torch takes seconds, which bad input and a finished run need not wait for.
+    from llm_pretrain.train.session import run_session  # noqa: PLC0415
+
     return run_session(config, path, overrides)
 
 
