@@ -1,8 +1,15 @@
 """The errors that reach a user as one message, and the exit codes that scripts may rely on."""
 
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence
+
+_DISK_ERRORS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.ENOLCK, errno.EOPNOTSUPP),
+)
+"""What a person can mend: rights, space, a file system without locks. Others are our defects."""
 
 EXIT_OK = 0
 EXIT_BAD_INPUT = 2
@@ -41,6 +48,11 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
         return command(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

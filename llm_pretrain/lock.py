@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -85,7 +85,8 @@ def _acquire(lock: Path, me: Holder) -> None:
 
 def _heartbeat(lock: Path, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
-        if lock.exists():
+        # One failure on a network file system must not end the heartbeat.
+        with suppress(OSError):
             os.utime(lock)
 
 

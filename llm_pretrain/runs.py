@@ -184,9 +184,12 @@ class Run:
             f"nor elsewhere in {self.path.parent}"
         )
 
-    def pin(self, step: int, child: str) -> None:
-        """Ask that the checkpoint at `step` is never deleted, for the branch `child`."""
-        atomic.create_exclusive(self.pins_path / f"{step:06d}-{child}", f"{child}\n")
+    def pin(self, step: int, child: str) -> bool:
+        """Ask that the checkpoint at `step` is never deleted, for the branch `child`.
+
+        Returns False when it was asked already.
+        """
+        return atomic.create_exclusive(self.pins_path / f"{step:06d}-{child}", f"{child}\n")
 
     def unpin(self, step: int, child: str) -> None:
         """Withdraw a pin of a branch that was not created after all."""

@@ -39,6 +39,8 @@ class World:
                 box[0] = action()
             except UserError as error:
                 box[1] = error
+            except OSError as error:
+                box[1] = UserError(f"{error.filename}: {error.strerror}")
         dist.broadcast_object_list(box, src=0, group=self.io_group)
         if box[1] is not None:
             raise box[1]

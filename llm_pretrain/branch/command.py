@@ -30,7 +30,8 @@ def branch(arguments: Sequence[str]) -> int:
     asked = compose_branch(overrides)
     if asked.parent is None:
         raise UserError("parent: missing; name the run to branch from: parent=runs/demo")
-    parent = Run.open(Path(asked.parent))
+    place = Path(asked.parent)
+    parent = Run.open(place if place.name not in ("", "..") else place.resolve())
     rows = compare(parent, _specs(parent, asked))
     show(parent, rows)
     if action == "plan":

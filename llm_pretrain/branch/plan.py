@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llm_pretrain.config.compose import override
-from llm_pretrain.config.diff import operational
+from llm_pretrain.config.diff import differences, trajectory
 from llm_pretrain.config.schema import BranchSpec, CooldownConfig, Segment, TrainConfig
 from llm_pretrain.duration import Duration, steps
 from llm_pretrain.errors import UserError
@@ -48,8 +48,15 @@ def planned_steps(config: TrainConfig) -> set[int]:
     """The steps that the plan in a run's own config branches from."""
     points: set[int] = set()
     for spec in config.plan:
-        points |= {start for start, _ in _points(config, config, spec)}
+        changed = override(config, spec.overrides)
+        points |= {start for start, _ in _points(config, changed, spec)}
     return points
+
+
+def check_plan(config: TrainConfig) -> None:
+    """Raise UserError when the plan in a run's own config asks for what cannot be."""
+    for spec in config.plan:
+        expand(Origin(config, "", Path(config.run.dir)), spec)
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ def expand(origin: Origin, spec: BranchSpec) -> list[Branch]:
             f"{path} ends at step {until}, before {start}; prolong it: "
             f'llm-pretrain train resume={path} "schedule.total={start} steps"'
         )
-        name = _name(parent.run.name, start, end or start, spec)
+        name = _name(origin, changed, start, end or start, spec)
         place = replace(parent.run, name=name, dir=str(path.with_name(name)))
         missing = replace(changed, run=place)
         branches.append(Branch(start, end or start, missing, tuple(spec.overrides), problem))
@@ -168,20 +175,20 @@ def _branch(
         schedule = replace(schedule, total=steps(last), cooldown=cooldown)
     draft = replace(changed, schedule=schedule, past=[*parent.past, segment], plan=[])
     total = schedule_of(draft).total
-    name = _name(parent.run.name, start, total, spec)
+    name = _name(origin, changed, start, total, spec)
     place = replace(parent.run, name=name, dir=str(origin.path.with_name(name)))
     return Branch(start, total, replace(draft, run=place), tuple(spec.overrides))
 
 
-def _name(parent: str, start: int, end: int, spec: BranchSpec) -> str:
+def _name(origin: Origin, changed: TrainConfig, start: int, end: int, spec: BranchSpec) -> str:
     """A name that two branches share exactly when they are the same."""
     cooled = spec.cooldown.length != steps(0)
     shape = spec.cooldown.shape if cooled else "constant"
-    extras = sorted(o for o in spec.overrides if not operational(o.partition("=")[0]))
+    extras = differences(trajectory(origin.config), trajectory(changed))
     if spec.cooldown.floor and cooled:
         extras.append(f"floor={spec.cooldown.floor}")
     digest = hashlib.sha256("\n".join(extras).encode()).hexdigest()[:6]
-    return f"{parent}.{start}-{end}.{shape}" + (f".{digest}" if extras else "")
+    return f"{origin.path.name}.{start}-{end}.{shape}" + (f".{digest}" if extras else "")
 
 
 def _refuse_fixed(overrides: Sequence[str]) -> None:

@@ -46,14 +46,13 @@ def apply(parent: Run, rows: Sequence[Row]) -> list[Run]:
         raise UserError("\n".join(impossible))
     store = CheckpointStore(parent.checkpoints)
     starting = [row.branch for row in rows if row.action == "start"]
-    for branch in starting:
-        # The pin comes before the look: retention takes a checkpoint only when it sees no pin.
-        parent.pin(branch.start, branch.path.name)
+    # The pin comes before the look: retention takes a checkpoint only when it sees no pin.
+    pinned = [branch for branch in starting if parent.pin(branch.start, branch.path.name)]
     try:
         for step in sorted({branch.start for branch in starting}):
             store.verify(step)
     except UserError:
-        for branch in starting:
+        for branch in pinned:
             parent.unpin(branch.start, branch.path.name)
         raise
     for branch in starting:
@@ -76,7 +75,7 @@ def _row(parent: Run, branch: Branch) -> Row:
             "impossible",
             f"{parent.path} begins at step {parent.begin}; branch from its parent instead",
         )
-    reached = max([parent.record.step, *store.steps()])
+    reached = max([parent.begin, *store.steps()])
     nearest = describe_steps(store.steps(), near=branch.start)
     if branch.start > reached:
         reason = f"{parent.path} is at step {reached}, not yet at {branch.start}; {nearest}"
@@ -87,7 +86,10 @@ def _row(parent: Run, branch: Branch) -> Row:
 
 def _existing(parent: Run, branch: Branch) -> Row:
     run = Run.open(branch.path)
-    changed = differences(trajectory(run.config), trajectory(branch.config))
+    # The parent's own config may have changed since in ways that leave its past as it is, such as
+    # a later end; the ancestors are compared by id, step and schedule.
+    plain = {"past": None}
+    changed = differences(trajectory(run.config) | plain, trajectory(branch.config) | plain)
     same_schedule = schedule_of(run.config) == schedule_of(branch.config)
     if run.record.parent != Parent(parent.record.id, branch.start) or changed or not same_schedule:
         reason = f"{branch.path} is another run; move it away ({'; '.join(changed) or 'lineage'})"

@@ -51,12 +51,16 @@ class Saver:
 
     def wait(self) -> None:
         """Wait until the running save is complete. Raises UserError when it failed."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.join()
         if self._error is not None:
             error, self._error = self._error, None
             raise UserError(str(error)) from error
+
+    def join(self) -> None:
+        """Wait until nothing is written any more, whether it failed or not."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def _write(self, state: dict[str, Any], meta: Meta) -> None:
         try:

@@ -66,6 +66,8 @@ def override(config: schema.TrainConfig, overrides: Sequence[str]) -> schema.Tra
     """A resolved config with some values replaced, as a resume or a branch asks for."""
     data = schema.to_dict(config)
     for change in check_overrides(overrides, schema.TrainConfig):
+        if change.is_sweep_override():
+            raise UserError(f"{change.input_line}: several values need --multirun")
         if change.key_or_group in groups() and change.key_or_group in data:
             _merge(data[change.key_or_group], _option(change))
         elif change.key_or_group == "experiment":
@@ -192,7 +194,11 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 
 def _option(change: Override) -> dict[str, Any]:
     """What the file of a group option sets; the rest of the group stays as the run has it."""
-    path = conf_dir() / change.key_or_group / f"{change.get_value_element_as_str()}.yaml"
+    choice = change.get_value_element_as_str()
+    options = groups()[change.key_or_group]
+    if choice not in options:
+        raise UserError(f"{change.input_line}: no option; {did_you_mean(choice, options)}")
+    path = conf_dir() / change.key_or_group / f"{choice}.yaml"
     option: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
     if "defaults" in option:
         raise UserError(f"{change.input_line}: has a defaults list; write out its fields instead")

@@ -1,5 +1,7 @@
 """Rules about valid input that involve more than one field."""
 
+from pathlib import Path
+
 from llm_pretrain.config.schema import BranchSpec, TrainConfig
 from llm_pretrain.duration import Duration
 from llm_pretrain.errors import UserError
@@ -8,6 +10,10 @@ from llm_pretrain.schedule.schedule import schedule_of
 
 def check(config: TrainConfig) -> None:
     """Raise UserError, naming field, value and what would be valid, when fields disagree."""
+    if not config.run.name or "/" in config.run.name or config.run.name.startswith("."):
+        raise UserError(f"run.name: '{config.run.name}' cannot be the name of a folder")
+    if Path(config.run.dir).name in ("", ".."):
+        raise UserError(f"run.dir: '{config.run.dir}' has no name of its own; name a folder")
     _check_model(config)
     _check_batch(config)
     schedule_of(config)

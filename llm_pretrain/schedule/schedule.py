@@ -68,9 +68,9 @@ class Schedule:
         return phase.peak * phase.multiplier(step)
 
     def until(self, step: int) -> "Schedule":
-        """The history before `step`."""
+        """The history before `step`; equal for two schedules that differ only later."""
         kept = [
-            (p, min(cut, step))
+            (_cut_constant(p, min(cut, step)), min(cut, step))
             for p, cut in zip(self.phases, self.cuts, strict=True)
             if p.start < step
         ]
@@ -189,6 +189,11 @@ def _join(past: Schedule, phases: Sequence[Phase]) -> Schedule:
             before.append(phase)
             cuts.append(phase.end)
     return Schedule(tuple(before), tuple(cuts))
+
+
+def _cut_constant(phase: Phase, cut: int) -> Phase:
+    """A constant phase that ends at `cut`: what it was to be later has no effect on its rates."""
+    return replace(phase, length=cut - phase.start) if phase.kind == "constant" else phase
 
 
 def _continues(a: Phase, b: Phase) -> bool:

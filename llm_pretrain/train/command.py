@@ -10,7 +10,7 @@ from typing import Any, cast
 from llm_pretrain.config import compose as composing
 from llm_pretrain.config.help import train_help
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.errors import EXIT_CONTINUE, EXIT_OK, UserError
+from llm_pretrain.errors import EXIT_CONTINUE, EXIT_OK, UserError, guarded
 from llm_pretrain.train.start import resume, start
 
 _FLAGS_WITH_VALUE = (
@@ -70,7 +70,7 @@ def _hydra(flags: Sequence[str], overrides: list[str], config_dir: Path | None) 
 
     @hydra.main(config_path=str(composing.conf_dir()), config_name="train", version_base="1.3")
     def job(composed: Any) -> None:
-        codes.append(_job(composed, composing.swept_keys(parsed)))
+        codes.append(guarded(lambda _: _job(composed, composing.swept_keys(parsed)), []))
         if codes[-1] == EXIT_CONTINUE:  # stopped by a signal, which means the sweep as well
             sys.exit(EXIT_CONTINUE)
 

@@ -118,6 +118,8 @@ class Trainer:
         try:
             return self._train(step, stop)
         finally:
+            # Also after an error: nothing may write into the run once its lock is released.
+            self._saver.join()
             if self._loggers:
                 self._loggers.close()
 
@@ -127,13 +129,15 @@ class Trainer:
             self._meter.start()
             while step < total:
                 logs = self._calendar.logs(step + 1, self._run.begin)
-                looks = logs or self._calendar.saves(step + 1)
-                loss, norm = self._update(step, batches.get(step), looks)
+                loss, norm = self._update(step, batches.get(step))
                 step += 1
-                self._check_finite(step, loss, norm)
-                self._after(step, loss, norm, logs)
+                if logs or self._calendar.saves(step):
+                    self._after(step, *self._look(step, loss, norm), logs)
+                elif self._calendar.evaluates(step):
+                    self._after(step, 0.0, 0.0, logs)
                 self._console.advance(step)
                 if self._world.any(stop.by is not None) and step < total:
+                    self._look(step, loss, norm)
                     self._save(step)
                     self._complete_save()
                     return Outcome("interrupted", step, stop.by or "signal on another rank")
@@ -146,8 +150,8 @@ class Trainer:
         tokens = torch.from_numpy(rows)
         return tokens.pin_memory() if self._world.device.type == "cuda" else tokens
 
-    def _update(self, step: int, rows: torch.Tensor, looks: bool) -> tuple[float, float]:
-        """One optimizer update; loss and norm are 0 unless `looks`, which waits for the device."""
+    def _update(self, step: int, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer update; this rank's loss and the gradient norm, still on the device."""
         micro = self._config.data.micro_batch
         passes = torch.split(rows.to(self._world.device, non_blocking=True), micro)
         total = torch.zeros((), device=self._world.device)
@@ -156,9 +160,7 @@ class Trainer:
             total += self._engine.forward_backward(tokens, weight=1 / len(passes), last=last)
         norm = self._engine.step(self._schedule.lr(step), self._config.optimizer.grad_clip)
         self._meter.count(rows.shape[0] * (rows.shape[1] - 1) * self._world.size)
-        if not looks:
-            return 0.0, 0.0
-        return (self._world.sum(total) / self._world.size).item(), norm.item()
+        return total, norm
 
     def _after(self, step: int, loss: float, norm: float, logs: bool) -> None:
         """Measure, evaluate and save after `step` updates, in this order.
@@ -184,14 +186,22 @@ class Trainer:
         if self._loggers:
             self._loggers.log(row)
 
-    def _check_finite(self, step: int, loss: float, norm: float) -> None:
-        """Stop before a checkpoint could hold what is no number."""
+    def _look(
+        self, step: int, local_loss: torch.Tensor, local_norm: torch.Tensor
+    ) -> tuple[float, float]:
+        """Loss over all ranks and gradient norm, which waits for the device.
+
+        Raises UserError when they are no numbers, before a checkpoint could hold such.
+        """
+        loss = (self._world.sum(local_loss.clone()) / self._world.size).item()
+        norm = local_norm.item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(
                 f"{self._run.path}: the loss is {loss}, the gradient norm {norm} at step {step} "
                 f"(optimizer.lr={self._config.optimizer.lr:g}); the checkpoints before it are "
                 "intact: branch from one with a lower rate"
             )
+        return loss, norm
 
     def _save(self, step: int) -> None:
         if step == self._saved:

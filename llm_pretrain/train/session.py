@@ -21,6 +21,7 @@ from llm_pretrain.train.console import RunConsole
 from llm_pretrain.train.hardware import device_name
 from llm_pretrain.train.interrupt import watch
 from llm_pretrain.train.loop import Calendar, Outcome, Trainer
+from llm_pretrain.train.start import check_change, finished
 from llm_pretrain.train.state import restore
 from llm_pretrain.world import World, join
 
@@ -50,6 +51,9 @@ class Session:
         run = Run.open(self.path)
         with ExitStack() as stack:
             world.on_main(lambda: stack.enter_context(run.hold()))
+            if world.on_main(lambda: finished(run, self.config)):
+                print(f"{run.path}: finished by another process")
+                return EXIT_OK
             total = schedule_of(self.config).total
             console = RunConsole(run.log_path, run.record.name, total, main=world.main)
             stack.callback(console.close)
@@ -67,7 +71,10 @@ class Session:
 
     def _ready(self, run: Run, prepared: Prepared, console: RunConsole) -> None:
         """Under the lock: apply an allowed change, clean up after a crash, verify what to load."""
+        run = Run.open(run.path)
         if self.config != run.config:
+            # Once more under the lock: the run may have gone on since the first look.
+            check_change(run, self.config)
             run.rewrite_config(self.config)
         if not run.tokenizer_path.exists():
             atomic.write_text(run.tokenizer_path, prepared.tokenizer.path.read_text())
@@ -132,7 +139,9 @@ class Session:
         }
         sessions = [*run.record.sessions, entry]
         total = schedule_of(config).total
-        run.update(state="running", reason=None, step=step, total=total, sessions=sessions)
+        run.update(
+            state="running", reason=None, finished=None, step=step, total=total, sessions=sessions
+        )
 
     def _failed(self, run: Run, error: BaseException) -> None:
         if self.world.main:

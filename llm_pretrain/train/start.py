@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from llm_pretrain.branch.plan import check_plan
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import override
 from llm_pretrain.config.diff import all_fields, differences, trajectory
@@ -42,17 +43,15 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> int:
     """Continue the run at `path`, with changes that leave its past as it is; the exit code."""
     run = Run.open(path)
     config = override(run.config, overrides) if overrides else run.config
-    _check_change(run, config)
+    check_change(run, config)
     return _train_unless_finished(config, path, overrides)
 
 
 def _train_unless_finished(config: TrainConfig, path: Path, overrides: Sequence[str]) -> int:
-    total = schedule_of(config).total
-    if Run.exists(path):
-        record = Run.open(path).record
-        if record.state == "finished" and record.step == total:
-            print(f"{path}: finished at step {total}; nothing to do")
-            return EXIT_OK
+    check_plan(config)
+    if Run.exists(path) and finished(Run.open(path), config):
+        print(f"{path}: finished at step {schedule_of(config).total}; nothing to do")
+        return EXIT_OK
     # Imported late: torch takes seconds, which bad input and a finished run need not wait for.
     from llm_pretrain.train.session import run_session  # noqa: PLC0415
 
@@ -78,7 +77,13 @@ def _beside(config: TrainConfig, changed: list[str]) -> TrainConfig:
     return replace(config, run=replace(config.run, name=name, dir=str(place)))
 
 
-def _check_change(run: Run, config: TrainConfig) -> None:
+def finished(run: Run, config: TrainConfig) -> bool:
+    """Whether the run has reached the end that `config` asks for."""
+    record = run.record
+    return record.state == "finished" and record.step == schedule_of(config).total
+
+
+def check_change(run: Run, config: TrainConfig) -> None:
     """Raise UserError when a resume asks to change what has been trained already."""
     changed = differences(trajectory(run.config), trajectory(config))
     old, new = schedule_of(run.config), schedule_of(config)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.local import _devices
 from llm_pretrain.checkpoint.store import CheckpointStore
 from tests.support import ROOT, assert_same_bits, metrics, record, tensors
 
@@ -173,3 +174,39 @@ def test_tree(trunk: Path, cli: Run, capsys: pytest.CaptureFixture[str]) -> None
     assert "tiny finished step 40/40 loss" in out
     assert "tiny.20-25.1-sqrt from step 20 finished step 25/25" in out
     assert out.count("val_loss") == 2
+
+
+def test_a_prolonged_trunk_knows_its_branches(
+    trunk: Path, cli: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ("branch", "apply", f"parent={trunk}", "at=[20 steps, 30 steps]")
+    assert cli(*ask) == 0
+    change = ("schedule.total=50 steps", "data.micro_batch=2")
+    assert cli("train", f"resume={trunk}", *change) == 0
+    capsys.readouterr()
+    assert cli(*ask) == 0
+    assert "nothing to start" in capsys.readouterr().out
+
+
+def test_trunks_of_one_name_in_two_places(train: Run, cli: Run, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        short = ("schedule.total=10 steps", f"run.seed={seed}")
+        assert train(tmp_path / name, *short) == 0
+        assert cli("branch", "apply", f"parent={tmp_path / name}", "at=[10 steps]") == 0
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "a", "b", "a.10-12.1-sqrt", "b.10-12.1-sqrt",
+    }  # fmt: skip
+
+
+def test_the_same_branch_however_it_is_written(trunk: Path, cli: Run) -> None:
+    for rate in ("1e-3", "0.001"):
+        ask = ("at=[20 steps]", f"optimizer.lr={rate}")
+        assert cli("branch", "apply", f"parent={trunk}", *ask) == 0
+    assert len([p for p in trunk.parent.iterdir() if p != trunk]) == 1
+
+
+def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [_devices(slot) for slot in range(3)] == ["5", "7", "5"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert _devices(0) is None

@@ -38,6 +38,9 @@ def refused(
         (["data.global_batch=9"], ["data.global_batch", "9"]),
         (["model.vocab_size=399"], ["model.vocab_size", "399", "400"]),
         (["engine.device=cuda"], ["engine.device", "cuda"]),
+        (["run.name=a/b"], ["run.name", "a/b"]),
+        (["plan=[{ends: [20 steps], cooldown: {length: 30 steps}}]"], ["cooldown.length", "30"]),
+        (["plan=[{at: [20 steps], overrides: ['optimzer.lr=3']}]"], ["optimzer.lr", "optimizer"]),
     ],
 )
 def test_values(
@@ -160,6 +163,8 @@ class TestBranch:
             ("model.width=5", "model.width"),
             ("at=[10]", "at"),
             ("atx=[10 steps]", "atx"),
+            ("optimizer.lr=1e-3,2e-3", "optimizer.lr"),
+            ("precision=null", "precision"),
         ],
     )
     def test_values(

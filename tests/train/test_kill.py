@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +29,17 @@ class Zygote:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
-    def run(self, commands: list[list[str]], log: Path, kill_after: float | None) -> int:
-        """The exit code; -9 when the child was killed after `kill_after` seconds."""
+    def run(
+        self,
+        commands: list[list[str]],
+        log: Path,
+        kill_after: float | None = None,
+        die: tuple[str, int, str] | None = None,
+    ) -> int:
+        """The exit code; -9 when the child was killed, by the clock or around a call."""
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps({"commands": commands, "log": str(log)}) + "\n")
+        request = {"commands": commands, "log": str(log), "die": die}
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         pid = int(self._process.stdout.readline())
         timer = threading.Timer(kill_after or 0, os.kill, (pid, signal.SIGKILL))
@@ -82,26 +91,78 @@ def assert_nothing_is_half_written(place: Path) -> None:
             store.verify(step)
 
 
+def assert_same_result(whole: Path, place: Path) -> None:
+    """The trunk and both branches have the same metrics and states; nothing else is left."""
+    for name in ("tiny", *BRANCHES):
+        end = 40 if name == "tiny" else int(name.split(".")[1].split("-")[1])
+        assert_same_run(whole / name, place / name, end)
+    left = [p for p in place.rglob(".*") if p.name not in (".metadata", ".lock.guard")]
+    assert not left, f"leftovers of killed processes: {left}"
+
+
 @pytest.mark.slow
 def test_twenty_kills(zygote: Zygote, tmp_path: Path) -> None:
+    """At random moments, spread evenly over everything from the first document to the end."""
     whole = tmp_path / "whole"
-    assert zygote.run(commands(whole), tmp_path / "whole.log", None) == 0
+    began = time.monotonic()
+    assert zygote.run(commands(whole), tmp_path / "whole.log") == 0
+    duration = time.monotonic() - began
     draw = random.Random(2024)
-    kills = attempt = 0
+    kills, reached = 0, Counter[str]()
     while kills < KILLS:
-        attempt += 1
-        place = tmp_path / f"parts{attempt}"
-        log = tmp_path / f"parts{attempt}.log"
+        place = tmp_path / f"parts{kills}"
+        log = tmp_path / f"parts{kills}.log"
         while True:
-            delay = draw.uniform(0.02, 1.5) if kills < KILLS else None
+            delay = duration * (kills % 7 + draw.random()) / 7 if kills < KILLS else None
             code = zygote.run(commands(place), log, delay)
             assert code in (0, -signal.SIGKILL), log.read_text()
             assert_nothing_is_half_written(place)
             if code == 0:
                 break
             kills += 1
-        for name in ("tiny", *BRANCHES):
-            end = 40 if name == "tiny" else int(name.split(".")[1].split("-")[1])
-            assert_same_run(whole / name, place / name, end)
-        left = [p for p in place.rglob(".*") if p.name not in (".metadata", ".lock.guard")]
-        assert not left, f"leftovers of killed processes: {left}"
+            reached[phase(place)] += 1
+        assert_same_result(whole, place)
+    assert reached.keys() >= {"preparing", "trunk", "branch"}, reached
+
+
+def phase(place: Path) -> str:
+    """What the killed process was at, as its files tell."""
+    if not list(place.glob("cache/tokens/*/prepared.json")):
+        return "preparing"
+    return "branch" if list(place.glob("tiny.*")) else "trunk"
+
+
+CALLS = [
+    ("llm_pretrain.runs:Run.create", 1),
+    ("llm_pretrain.runs:Run.create", 2),
+    ("llm_pretrain.runs:Run.update", 1),
+    ("llm_pretrain.runs:Run.append_metrics", 9),
+    ("llm_pretrain.runs:Run.pin", 1),
+    ("llm_pretrain.checkpoint.store:CheckpointStore.begin", 2),
+    ("llm_pretrain.checkpoint.saver:Saver._write_shards", 2),
+    ("llm_pretrain.checkpoint.manifest:write", 2),
+    ("llm_pretrain.atomic:publish_folder", 3),
+    ("llm_pretrain.atomic:remove_folder", 1),
+    ("llm_pretrain.lock:create_exclusive", 1),
+]
+
+
+@pytest.mark.slow
+def test_killed_around_every_write(zygote: Zygote, tmp_path: Path) -> None:
+    """Just before and just after each operation that changes a run directory."""
+    whole, cache = tmp_path / "whole", tmp_path / "cache"
+    shared = [f"data.cache={cache}", "checkpoint.keep_last=1", "checkpoint.keep_every=0 steps"]
+
+    def both(place: Path) -> list[list[str]]:
+        train, branch = commands(place)
+        return [[*train, *shared], branch]
+
+    assert zygote.run(both(whole), tmp_path / "log") == 0
+    for i, (function, call) in enumerate(CALLS):
+        for when in ("before", "after"):
+            place = tmp_path / f"{i}-{when}"
+            code = zygote.run(both(place), tmp_path / "log", die=(function, call, when))
+            assert code == -signal.SIGKILL, (function, when)
+            assert_nothing_is_half_written(place)
+            assert zygote.run(both(place), tmp_path / "log") == 0, (function, when)
+            assert_same_result(whole, place)

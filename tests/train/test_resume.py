@@ -61,13 +61,13 @@ def test_branch_stopped_and_resumed(
     train: Train, cli: Train, stop_at: Callable[[int | None], None], tmp_path: Path
 ) -> None:
     for name in ("whole", "parts"):
-        assert train(tmp_path / name / "trunk") == 0
+        assert train(tmp_path / name / "tiny") == 0
     ask = ("at=[20 steps]", "cooldown.length=40%")
-    assert cli("branch", "apply", f"parent={tmp_path}/whole/trunk", *ask) == 0
+    assert cli("branch", "apply", f"parent={tmp_path}/whole/tiny", *ask) == 0
     stop_at(27)
-    assert cli("branch", "apply", f"parent={tmp_path}/parts/trunk", *ask) == 75
+    assert cli("branch", "apply", f"parent={tmp_path}/parts/tiny", *ask) == 75
     stop_at(None)
-    assert cli("branch", "apply", f"parent={tmp_path}/parts/trunk", *ask) == 0
+    assert cli("branch", "apply", f"parent={tmp_path}/parts/tiny", *ask) == 0
     branch = "tiny.20-33.1-sqrt"
     assert_same_run(tmp_path / "whole" / branch, tmp_path / "parts" / branch, 33)
     rows = metrics(tmp_path / "parts" / branch)
@@ -141,9 +141,9 @@ def test_operational_changes_are_allowed_and_recorded(
 def test_the_learning_rate_never_comes_from_a_checkpoint(
     train: Train, cli: Train, tmp_path: Path
 ) -> None:
-    assert train(tmp_path / "trunk") == 0
+    assert train(tmp_path / "tiny") == 0
     ask = ("at=[20 steps]", "cooldown.length=10 steps", "optimizer.lr=1e-4")
-    assert cli("branch", "apply", f"parent={tmp_path / 'trunk'}", *ask) == 0
+    assert cli("branch", "apply", f"parent={tmp_path / 'tiny'}", *ask) == 0
     branch = next(p for p in tmp_path.glob("tiny.20-30*"))
     rows = [r for r in metrics(branch) if "loss" in r]
     expected = [1e-4 * (1 - (u / 10) ** 0.5) for u in range(10)]
