@@ -1,5 +1,6 @@
 """kill -9 at random moments: the same commands again always complete with the same result."""
 
+import itertools
 import json
 import os
 import random
@@ -108,13 +109,16 @@ def test_twenty_kills(zygote: Zygote, tmp_path: Path) -> None:
     assert zygote.run(commands(whole), tmp_path / "whole.log") == 0
     duration = time.monotonic() - began
     draw = random.Random(2024)
-    kills, reached = 0, Counter[str]()
-    while kills < KILLS:
-        place = tmp_path / f"parts{kills}"
-        log = tmp_path / f"parts{kills}.log"
+    kills, shots, reached = 0, itertools.count(), Counter[str]()
+    for attempt in itertools.count():
+        if kills == KILLS:
+            break
+        place = tmp_path / f"parts{attempt}"
+        log = tmp_path / f"parts{attempt}.log"
         while True:
-            delay = duration * (kills % 7 + draw.random()) / 7 if kills < KILLS else None
-            code = zygote.run(commands(place), log, delay)
+            # The times go through the whole duration in turn, also when a shot came too late.
+            moment = duration * (next(shots) % 5 + draw.random()) / 5
+            code = zygote.run(commands(place), log, moment if kills < KILLS else None)
             assert code in (0, -signal.SIGKILL), log.read_text()
             assert_nothing_is_half_written(place)
             if code == 0:
