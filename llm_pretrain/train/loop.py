@@ -128,13 +128,9 @@ class Trainer:
         with Prefetcher(self._batch) as batches:
             self._meter.start()
             while step < total:
-                logs = self._calendar.logs(step + 1, self._run.begin)
                 loss, norm = self._update(step, batches.get(step))
                 step += 1
-                if logs or self._calendar.saves(step):
-                    self._after(step, *self._look(step, loss, norm), logs)
-                elif self._calendar.evaluates(step):
-                    self._after(step, 0.0, 0.0, logs)
+                self._after(step, loss, norm)
                 self._console.advance(step)
                 if self._world.any(stop.by is not None) and step < total:
                     self._look(step, loss, norm)
@@ -162,18 +158,21 @@ class Trainer:
         self._meter.count(rows.shape[0] * (rows.shape[1] - 1) * self._world.size)
         return total, norm
 
-    def _after(self, step: int, loss: float, norm: float, logs: bool) -> None:
+    def _after(self, step: int, local_loss: torch.Tensor, local_norm: torch.Tensor) -> None:
         """Measure, evaluate and save after `step` updates, in this order.
 
         The rows of a step are on disk before its checkpoint exists, so a resume from it has them.
         """
+        logs, saves = self._calendar.logs(step, self._run.begin), self._calendar.saves(step)
+        if logs or saves:
+            loss, norm = self._look(step, local_loss, local_norm)
         if logs:
             lr = self._schedule.lr(step - 1)
             self._record(step, {"loss": loss, "lr": lr, "grad_norm": norm, **self._meter.read()})
         if self._calendar.evaluates(step):
             with self._meter.paused():
                 self._record(step, evaluate(self._engine, self._loader, self._config, self._world))
-        if self._calendar.saves(step):
+        if saves:
             with self._meter.paused():
                 self._save(step)
 

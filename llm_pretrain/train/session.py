@@ -167,8 +167,8 @@ def run_session(config: TrainConfig, path: Path, overrides: Sequence[str]) -> in
 
 
 def _end(run: Run, outcome: Outcome, console: RunConsole) -> None:
-    finished = now() if outcome.state == "finished" else None
-    run.update(state=outcome.state, step=outcome.step, reason=outcome.reason, finished=finished)
+    ended = now() if outcome.state == "finished" else None
+    run.update(state=outcome.state, step=outcome.step, reason=outcome.reason, finished=ended)
     if outcome.state == "interrupted":
         console.say(
             f"stopped by {outcome.reason} after step {outcome.step}, saved; "

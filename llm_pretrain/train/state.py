@@ -63,7 +63,7 @@ def check_same_run(meta: Meta, config: TrainConfig, loader: Loader, where: str) 
 def restore(run: Run, config: TrainConfig, engine: Engine, loader: Loader, world: World) -> int:
     """Load the newest own checkpoint, else the parent's; returns the updates done.
 
-    `start` has verified what is loaded here. Raises UserError when the settings differ.
+    Session has verified what is loaded here. Raises UserError when the settings differ.
     """
     store = CheckpointStore(run.checkpoints)
     steps = store.steps()
