@@ -53,7 +53,7 @@ class BareLoop:
     """What a person would write without this project."""
 
     def __init__(self, config: TrainConfig, steps: int) -> None:
-        with join(config.engine.device) as world:
+        with join(config.engine) as world:
             self.device = world.device
         loader, schedule = Loader(config, prepare(config.data)), schedule_of(config)
         self.batches = [torch.from_numpy(loader.batch(s)).to(self.device) for s in range(steps)]

@@ -29,6 +29,7 @@ from benchmarks.result import (
 from llm_pretrain.checkpoint.saver import Saver
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import compose
+from llm_pretrain.config.schema import EngineConfig
 from llm_pretrain.engine.fsdp import FsdpEngine
 from llm_pretrain.runs import now
 from llm_pretrain.train.state import checkpoint_state
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str]) -> None:
     load = load_average()
     models, repetitions = (MODELS[:1], 2) if given.quick else (MODELS, 5)
     rows: list[Row] = []
-    with workplace(given.folder) as place, join("auto") as world, torch.no_grad():
+    with workplace(given.folder) as place, join(EngineConfig()) as world, torch.no_grad():
         for model in models:
             rows += measure(model, place / "checkpoints", world, repetitions)
     report("save", arguments, rows, load)

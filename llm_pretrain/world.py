@@ -1,28 +1,52 @@
 """The processes of a run: ranks, devices and the few things they must agree on."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import HashStore
 
+from llm_pretrain.config.schema import EngineConfig
+from llm_pretrain.engine.layout import Layout
 from llm_pretrain.errors import UserError
 
 T = TypeVar("T")
 
+_PATIENCE = timedelta(days=1)
+"""For the others while rank 0 prepares data or verifies a checkpoint. A rank that dies closes its
+connections, which ends the wait of the others at once, so nothing hangs that long."""
+
 
 @dataclass(frozen=True)
 class World:
-    """This process among all; a single process has no process group."""
+    """This process among all, and what its layout gives it to do."""
 
     rank: int
-    size: int
+    layout: Layout
     device: torch.device
     io_group: Any = None
     """Gloo group for checkpoints, whose collectives run beside those of training."""
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        return self.layout.size
+
+    @property
+    def data_rank(self) -> int:
+        """Which part of each batch is this rank's."""
+        return self.layout.data_rank(self.rank)
+
+    @property
+    def data_size(self) -> int:
+        """Number of parts that each batch is cut into."""
+        return self.layout.data_size
 
     @property
     def main(self) -> bool:
@@ -56,9 +80,11 @@ class World:
         return values
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor summed over ranks, in place."""
+        """The tensor summed over the parts of the batch, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
+            # Tensor-parallel neighbours have worked on the same part.
+            tensor /= self.layout.tensor
         return tensor
 
     def any(self, flag: bool) -> bool:
@@ -69,19 +95,28 @@ class World:
 
 
 @contextmanager
-def join(device: str) -> Iterator[World]:
+def join(engine: EngineConfig) -> Iterator[World]:
     """Enter the world that torchrun's variables describe, or a world of one.
 
-    Raises UserError when the device is not there.
+    Raises UserError when the ranks do not make the layout that `engine` asks for, or when they
+    have no device each.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    place = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if size == 1:
-        yield World(rank, size, place)
+    layout = Layout.of(engine, size)
+    device = _device(engine.device, int(os.environ.get("LOCAL_RANK", "0")))
+    if size == 1 and engine.name == "fsdp":
+        yield World(rank, layout, device)
         return
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=engine.timeout),
+        # Alone, there is nobody to meet and no address to meet at.
+        **({"store": HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}),
+    )
     try:
-        yield World(rank, size, place, dist.new_group(backend="gloo"))
+        world = World(rank, layout, device, dist.new_group(timeout=_PATIENCE, backend="gloo"))
+        _check_devices(world)
+        yield world
     finally:
         dist.destroy_process_group()
 
@@ -92,6 +127,26 @@ def _device(name: str, local_rank: int) -> torch.device:
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     # With one visible device per task, as Slurm may bind them, the local rank is not an index.
-    index = local_rank if torch.cuda.device_count() > 1 else 0
+    count = torch.cuda.device_count()
+    index = local_rank if count > 1 else 0
+    if index >= count:
+        raise UserError(
+            f"local rank {local_rank}: this node has {count} GPUs; start at most {count} processes"
+        )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def _check_devices(world: World) -> None:
+    """Raise UserError when two ranks share a GPU: NCCL would hang or fail in its own words."""
+    if world.device.type != "cuda":
+        return
+    uuid = str(torch.cuda.get_device_properties(world.device).uuid)
+    seen: dict[tuple[str, str], int] = {}
+    for rank, place in enumerate(world.gather((socket.gethostname(), uuid))):
+        other = seen.setdefault(place, rank)
+        if other != rank:
+            raise UserError(
+                f"ranks {other} and {rank} have the same GPU {uuid} on {place[0]}; start one "
+                "process for each GPU, or bind one GPU to each task"
+            )

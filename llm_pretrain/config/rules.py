@@ -4,6 +4,7 @@ from pathlib import Path
 
 from llm_pretrain.config.schema import BranchSpec, TrainConfig
 from llm_pretrain.duration import Duration
+from llm_pretrain.engine.layout import check_engine
 from llm_pretrain.errors import UserError
 from llm_pretrain.schedule.schedule import schedule_of
 
@@ -16,6 +17,7 @@ def check(config: TrainConfig) -> None:
         raise UserError(f"run.dir: '{config.run.dir}' has no name of its own; name a folder")
     _check_model(config)
     _check_batch(config)
+    check_engine(config)
     schedule_of(config)
     if config.logger.every.amount <= 0:
         raise UserError(f"logger.every: '{config.logger.every}' never logs; use at least 1 step")

@@ -187,14 +187,42 @@ class PrecisionConfig:
 
 @dataclass(config=_RULES)
 class EngineConfig:
-    """How parameters and optimizer live on the devices."""
+    """How parameters and optimizer live on the devices. Ranks are numbered with `tensor` inside
+    `shard` inside `replicate`: neighbours split matrices, the farthest hold copies."""
 
-    name: Literal["fsdp"] = "fsdp"
-    """FSDP2 over all ranks; a single process runs the plain module."""
+    name: Literal["fsdp", "deepspeed"] = "fsdp"
+    """fsdp: FSDP2 of torch; a single process runs the plain module. deepspeed: ZeRO, an extra to
+    install. A run may change its engine whenever it stops."""
+    replicate: Positive | None = None
+    """fsdp: copies of the sharded state (HSDP). Null: 1, or what a given `shard` leaves."""
+    shard: Positive | None = None
+    """fsdp: ranks over which one copy of parameters, gradients and moments is cut. Null: all that
+    `replicate` and `tensor` leave. 1: plain data parallelism. ZeRO cuts over all ranks."""
+    tensor: Positive = 1
+    """fsdp: ranks that split each matrix of a block, and between the matrices the sequence. Within
+    a node. Must divide heads, kv_heads, ffn, vocab_size and sequence_length."""
+    zero_stage: Literal[1, 2, 3] = 2
+    """deepspeed: what is cut over the ranks. 1: moments; 2: gradients too; 3: parameters too."""
+    reshard_after_forward: bool = True
+    """fsdp: free a block's gathered parameters after its forward pass and gather them again for the
+    backward pass. False: more memory, a third less traffic."""
+    prefetch: Annotated[int, Field(ge=0)] = 0
+    """fsdp: blocks whose parameters are asked for ahead of the one that runs. 0: torch's own way,
+    which overlaps one."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What lives in host memory, where the update then happens. optimizer (deepspeed): moments and
+    float32 master weights. all (fsdp, or deepspeed at zero_stage 3): parameters too."""
+    super_offload: bool = False
+    """deepspeed at zero_stage 3 with offload=optimizer, on Grace Hopper: DeepSpeed's SuperOffload,
+    which overlaps the update on the CPU with the backward pass."""
+    recompute: Literal["none", "block"] = "none"
+    """block: keep only each block's input for the backward pass and compute the rest again."""
     compile: bool = False
     """torch.compile of each transformer block; minutes at start, faster steps after."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where present, else CPU."""
+    timeout: Positive = 300
+    """Seconds that a rank waits for the others in one operation before it gives up."""
 
 
 @dataclass(config=_RULES)

@@ -1,8 +1,14 @@
 """What the training loop may ask of an engine."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+
+State = dict[str, Any]
+"""Nested dict of this rank's tensors under the model's own parameter names: 'model' and
+'optimizer'. A leaf is a tensor (a DTensor where it is a part of a larger one), or a function
+without arguments that makes one when it is called, in the same order on every rank."""
 
 
 class Engine(Protocol):
@@ -16,8 +22,8 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self, lr: float, max_norm: float) -> torch.Tensor:
-        """Clip to `max_norm` (0: do not), update at `lr`, drop gradients.
+    def step(self, lr: float) -> torch.Tensor:
+        """Clip to the config's `grad_clip`, update at `lr`, drop gradients.
 
         Returns the global gradient norm before clipping.
         """
@@ -27,10 +33,13 @@ class Engine(Protocol):
         """Mean loss of each sequence, in nats per token: (B, T + 1) -> (B,)."""
         ...
 
-    def state(self) -> dict[str, Any]:
-        """Live tensors under the model's own parameter names: 'model' and 'optimizer'.
+    def state(self) -> State:
+        """The training state, for a save to copy.
 
-        A save copies them, a load fills them in place. Learning rate and other hyperparameters
-        are not state: they come from the config.
+        Learning rate and other hyperparameters are not state: they come from the config.
         """
+        ...
+
+    def load(self, fill: Callable[[State], None]) -> None:
+        """Take over a state: `fill` puts a checkpoint's values into the tensors it is given."""
         ...

@@ -1,56 +1,51 @@
-"""FSDP2 over all ranks; with a single process, the plain module."""
+"""FSDP2 and tensor parallelism on a mesh of ranks; with a single process, the plain module."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor.parallel import loss_parallel
 
 from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.engine.base import State
+from llm_pretrain.engine.parallel import distribute
+from llm_pretrain.engine.precision import autocast
 from llm_pretrain.model.transformer import Transformer
-from llm_pretrain.optim.adamw import build_adamw
+from llm_pretrain.optim.adamw import build_adamw, make_state
 from llm_pretrain.world import World
 
 
 class FsdpEngine:
-    """Parameters, gradients and moments in float32, sharded over the ranks of `world`."""
+    """Parameters, gradients and moments in float32, cut over the ranks as the layout says."""
 
     def __init__(self, config: TrainConfig, world: World) -> None:
-        self._world = world
-        self._bf16 = config.precision.name == "bf16"
+        self._config, self._world = config, world
         # Nothing here draws from the global generators, but what they hold is part of a checkpoint.
         torch.manual_seed(config.run.seed)
-        with torch.device("meta"):
-            model = Transformer(config.model)
-        model.to_empty(device=world.device)
-        model.initialize(config.run.seed)
-        if config.engine.compile:
-            for block in model.blocks:
-                block.compile()
-        if world.size > 1:
-            for block in model.blocks:
-                fully_shard(block)
-            fully_shard(model)
-        self.model = model
-        self.optimizer = build_adamw(model, config.optimizer)
+        self.model = _build(config, world)
+        self.optimizer = build_adamw(self.model, config.optimizer)
+        make_state(self.optimizer)
 
     def forward_backward(self, tokens: torch.Tensor, *, weight: float, last: bool) -> torch.Tensor:
         """See Engine."""
         if isinstance(self.model, FSDPModule):
             self.model.set_requires_gradient_sync(last)
-        loss = self._losses(tokens).mean() * weight
-        loss.backward()  # type: ignore[no-untyped-call]
+        with self._sharded_loss():
+            loss = _local(self._losses(tokens).mean() * weight)
+            loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def step(self, lr: float, max_norm: float) -> torch.Tensor:
+    def step(self, lr: float) -> torch.Tensor:
         """See Engine."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        if max_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        norm = _local(
+            torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        )
+        if self._config.optimizer.grad_clip > 0:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._config.optimizer.grad_clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -60,14 +55,15 @@ class FsdpEngine:
     @torch.no_grad()
     def evaluate(self, tokens: torch.Tensor) -> torch.Tensor:
         """See Engine."""
-        losses = self._losses(tokens).mean(dim=1)
+        with self._sharded_loss():
+            losses = _local(self._losses(tokens).mean(dim=1))
         if isinstance(self.model, FSDPModule):
             # The root's own parameters stay gathered until a backward pass, which never comes
             # here; the optimizer knows only the sharded ones.
             self.model.reshard()
         return losses
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """See Engine."""
         named = dict(self.model.named_parameters())
         return {
@@ -75,12 +71,50 @@ class FsdpEngine:
             "optimizer": {name: dict(self.optimizer.state[p]) for name, p in named.items()},
         }
 
+    def load(self, fill: Callable[[State], None]) -> None:
+        """See Engine."""
+        fill(self.state())
+
     def _losses(self, tokens: torch.Tensor) -> torch.Tensor:
-        with self._autocast():
+        with autocast(self._config.precision, self._world.device):
             losses: torch.Tensor = self.model(tokens[:, :-1], tokens[:, 1:])  # (B, T)
         return losses
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if not self._bf16:
-            return contextlib.nullcontext()
-        return torch.autocast(self._world.device.type, torch.bfloat16)
+    def _sharded_loss(self) -> contextlib.AbstractContextManager[Any]:
+        """Tensor-parallel ranks hold a part of the vocabulary's logits each, never all."""
+        return loss_parallel() if self._world.layout.tensor > 1 else contextlib.nullcontext()
+
+
+def _build(config: TrainConfig, world: World) -> Transformer:
+    """The model with its initial values; no rank ever holds more of it than its part."""
+    with torch.device("meta"):
+        model = Transformer(config.model)
+    model.recompute = config.engine.recompute == "block"
+    if config.engine.compile:
+        for block in model.blocks:
+            block.compile()
+    if world.size > 1:
+        distribute(model, config, world)
+    offloaded = config.engine.offload == "all" and world.size > 1
+    model.to_empty(device=torch.device("cpu") if offloaded else world.device)
+    parameters = dict(model.named_parameters())
+    for name, value in model.initial_values(config.run.seed):
+        _assign(parameters[name], value)
+    return model
+
+
+@torch.no_grad()
+def _assign(parameter: torch.Tensor, value: torch.Tensor) -> None:
+    """Set a parameter, or this rank's part of it, to a whole value that every rank has."""
+    if isinstance(parameter, DTensor):
+        # Without a source rank nothing is sent: each rank cuts its part from its own copy.
+        mesh, placements = parameter.device_mesh, parameter.placements
+        part = distribute_tensor(value, mesh, placements, src_data_rank=None)
+        parameter.to_local().copy_(part.to_local())
+    else:
+        parameter.copy_(value)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole value of a small tensor that may be distributed."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

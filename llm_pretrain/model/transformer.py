@@ -11,6 +11,7 @@ from typing import Self
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llm_pretrain.config.schema import ModelConfig
 
@@ -107,7 +108,9 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = Norm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-        self._tie()
+        self.recompute = False
+        """Keep only the blocks' inputs for the backward pass, and compute the rest again."""
+        self.tie()
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, V), or with targets the loss of each token.
@@ -125,7 +128,10 @@ class Transformer(nn.Module):
         cos, sin = rope_tables(tokens.shape[1], config.head_dim, config.rope_theta, tokens.device)
         x = self.embedding(tokens)  # (B, T, C)
         for block in self.blocks:
-            x = block(x, cos, sin)
+            if self.recompute:
+                x = checkpoint(block, x, cos, sin, use_reentrant=False)
+            else:
+                x = block(x, cos, sin)
         logits: Tensor = self.head(self.norm(x))  # (B, T, V)
         if targets is None:
             return logits
@@ -158,7 +164,8 @@ class Transformer(nn.Module):
         for name, value in self.initial_values(seed):
             parameters[name].copy_(value)
 
-    def _tie(self) -> None:
+    def tie(self) -> None:
+        """Make head and embedding one parameter again, if they are tied and one was replaced."""
         if self.config.tied_embeddings:
             self.head.weight = self.embedding.weight
 
@@ -166,7 +173,7 @@ class Transformer(nn.Module):
         # to_empty() and moves between kinds of device replace each parameter by a new one, once
         # per module that holds it, which would part the head from the embedding.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._tie()
+        self.tie()
         return self
 
 

@@ -1,4 +1,4 @@
-"""AdamW as the paper uses it: weight decay on matrices only, state present from the start."""
+"""AdamW as the paper uses it: weight decay on matrices only."""
 
 import torch
 from torch import nn
@@ -21,14 +21,20 @@ def build_adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
         },
         {"params": [p for n, p in named if not decayed(n, p)], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
+    return torch.optim.AdamW(
         groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )
-    for _, parameter in named:
-        # torch makes the state in the first step; a checkpoint of step 0 or a load needs it now.
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    return optimizer
+
+
+def make_state(optimizer: torch.optim.AdamW) -> None:
+    """Give every parameter its state, which torch does in the first step only.
+
+    A checkpoint of step 0 and a load need it before.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }

@@ -18,8 +18,9 @@ def evaluate(engine: Engine, loader: Loader, config: TrainConfig, world: World) 
     """
     count = loader.validation_sequences(config.eval.sequences)
     micro = config.data.micro_batch
-    share = -(-count // world.size)
-    begin, end = min(world.rank * share, count), min((world.rank + 1) * share, count)
+    share = -(-count // world.data_size)
+    begin = min(world.data_rank * share, count)
+    end = min(begin + share, count)
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
     # Every rank runs the same number of forward passes of the same shape: FSDP gathers in each.
     for first in range(begin, begin + share, micro):

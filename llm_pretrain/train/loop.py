@@ -142,7 +142,7 @@ class Trainer:
         return Outcome("finished", total)
 
     def _batch(self, step: int) -> torch.Tensor:
-        rows = self._loader.batch(step, self._world.rank, self._world.size)
+        rows = self._loader.batch(step, self._world.data_rank, self._world.data_size)
         tokens = torch.from_numpy(rows)
         return tokens.pin_memory() if self._world.device.type == "cuda" else tokens
 
@@ -154,8 +154,8 @@ class Trainer:
         for i, tokens in enumerate(passes):
             last = i == len(passes) - 1
             total += self._engine.forward_backward(tokens, weight=1 / len(passes), last=last)
-        norm = self._engine.step(self._schedule.lr(step), self._config.optimizer.grad_clip)
-        self._meter.count(rows.shape[0] * (rows.shape[1] - 1) * self._world.size)
+        norm = self._engine.step(self._schedule.lr(step))
+        self._meter.count(rows.shape[0] * (rows.shape[1] - 1) * self._world.data_size)
         return total, norm
 
     def _after(self, step: int, local_loss: torch.Tensor, local_norm: torch.Tensor) -> None:
@@ -192,7 +192,7 @@ class Trainer:
 
         Raises UserError when they are no numbers, before a checkpoint could hold such.
         """
-        loss = (self._world.sum(local_loss.clone()) / self._world.size).item()
+        loss = (self._world.sum(local_loss.clone()) / self._world.data_size).item()
         norm = local_norm.item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(

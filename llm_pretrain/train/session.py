@@ -13,7 +13,8 @@ from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.schema import DataConfig, TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.data.prepare import Prepared, prepare
-from llm_pretrain.engine.fsdp import FsdpEngine
+from llm_pretrain.engine.build import build_engine
+from llm_pretrain.engine.layout import passes
 from llm_pretrain.errors import EXIT_CONTINUE, EXIT_OK, DamagedCheckpointError, UserError
 from llm_pretrain.runs import Run, new_record, now
 from llm_pretrain.schedule.schedule import schedule_of
@@ -42,7 +43,7 @@ class Session:
         Raises UserError before the directory exists when the input cannot work.
         """
         world = self.world
-        _check_layout(self.config, world)
+        passes(self.config.data, world.layout)
         data = _with_own_tokenizer(self.config.data, self.path)
         world.on_main(lambda: _fill_cache(data))
         prepared = prepare(data)
@@ -93,7 +94,7 @@ class Session:
     def _train(self, run: Run, prepared: Prepared, console: RunConsole) -> int:
         config, world = self.config, self.world
         loader = Loader(config, prepared)
-        engine = FsdpEngine(config, world)
+        engine = build_engine(config, world)
         calendar = Calendar.of(config, frozenset(planned_steps(config)))
         trainer = Trainer(
             run=run,
@@ -162,7 +163,7 @@ class Session:
 
 def run_session(config: TrainConfig, path: Path, overrides: Sequence[str]) -> int:
     """Train the run at `path` in this process, one of torchrun's or the only one."""
-    with join(config.engine.device) as world:
+    with join(config.engine) as world:
         return Session(config, path, overrides, world).run()
 
 
@@ -203,21 +204,6 @@ def _fill_cache(data: DataConfig) -> None:
         prepare(data, progress=True)
     except OSError as error:
         raise UserError(f"data.cache: {data.cache} cannot be written ({error.strerror})") from error
-
-
-def _check_layout(config: TrainConfig, world: World) -> None:
-    data = config.data
-    if data.global_batch % world.size:
-        raise UserError(
-            f"data.global_batch: {data.global_batch} does not divide over {world.size} ranks; "
-            f"use a multiple of {world.size}"
-        )
-    rows = data.global_batch // world.size
-    if rows % min(data.micro_batch, rows):
-        raise UserError(
-            f"data.micro_batch: {data.micro_batch} does not divide the {rows} sequences of each "
-            f"of {world.size} ranks; use a divisor of {rows}"
-        )
 
 
 def _check_vocabulary(config: TrainConfig, prepared: Prepared) -> None:

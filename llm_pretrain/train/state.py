@@ -79,17 +79,15 @@ def restore(run: Run, config: TrainConfig, engine: Engine, loader: Loader, world
 
 
 def _load(store: CheckpointStore, step: int, engine: Engine, world: World) -> None:
-    state = engine.state()
     folder = store.path(step)
-    present = keys(folder)
-    mine = f"rng.rank{world.rank}"
+    mine, rng = f"rank{world.rank}", _rng(world)
     # With another world size, ranks that did not exist have no generator state to restore;
     # nothing in training draws from it, so the result does not depend on it.
-    if all(f"{mine}.{kind}" in present for kind in _rng(world)):
-        state["rng"] = {f"rank{world.rank}": _rng(world)}
-    fill(folder, state, distributed=world.size > 1)
-    if "rng" in state:
-        _set_rng(state["rng"][f"rank{world.rank}"], world)
+    known = keys(folder).issuperset(f"rng.{mine}.{kind}" for kind in rng)
+    extra = {"rng": {mine: rng}} if known else {}
+    engine.load(lambda state: fill(folder, {**state, **extra}, distributed=world.size > 1))
+    if known:
+        _set_rng(rng, world)
 
 
 def _rng(world: World) -> dict[str, torch.Tensor]:

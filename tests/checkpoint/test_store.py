@@ -11,10 +11,11 @@ from llm_pretrain.checkpoint import manifest
 from llm_pretrain.checkpoint.saver import Saver, stage
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.checkpoint.tensors import fill, keys
+from llm_pretrain.engine.layout import Layout
 from llm_pretrain.errors import DamagedCheckpointError, UserError
 from llm_pretrain.world import World
 
-WORLD = World(0, 1, torch.device("cpu"))
+WORLD = World(0, Layout(), torch.device("cpu"))
 
 
 def meta(step: int) -> dict[str, Any]:

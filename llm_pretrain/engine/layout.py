@@ -1,0 +1,123 @@
+"""Which rank does what: copies, shards and tensor parallelism. Imports no torch."""
+
+from dataclasses import dataclass
+
+from llm_pretrain.config.schema import DataConfig, EngineConfig, TrainConfig
+from llm_pretrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A grid of ranks; `tensor` varies fastest, then `shard`, then `replicate`."""
+
+    replicate: int = 1
+    shard: int = 1
+    tensor: int = 1
+
+    @classmethod
+    def of(cls, engine: EngineConfig, size: int) -> "Layout":
+        """The grid that `engine` asks for. Raises UserError when `size` ranks do not make it."""
+        replicate, shard, tensor = engine.replicate, engine.shard, engine.tensor
+        rest = size // tensor
+        if shard is None:
+            replicate = replicate or 1
+            shard = rest // replicate
+        elif replicate is None:
+            replicate = rest // shard
+        if replicate * shard * tensor != size or size < 1:
+            raise UserError(
+                f"engine: replicate={engine.replicate or 'rest'} x shard={engine.shard or 'rest'} "
+                f"x tensor={tensor} does not make {size} ranks; start a multiple of "
+                f"{(engine.replicate or 1) * (engine.shard or 1) * tensor}, or set "
+                "engine.shard=null to use all that are there"
+            )
+        return cls(replicate, shard, tensor)
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.replicate * self.shard * self.tensor
+
+    @property
+    def data_size(self) -> int:
+        """Number of parts that a global batch is cut into."""
+        return self.replicate * self.shard
+
+    def data_rank(self, rank: int) -> int:
+        """The part of the batch that `rank` works on; tensor-parallel neighbours share one."""
+        return rank // self.tensor
+
+
+def passes(data: DataConfig, layout: Layout) -> int:
+    """Forward and backward passes of each rank for one update.
+
+    Raises UserError when the batch cannot be cut evenly.
+    """
+    if data.global_batch % layout.data_size:
+        raise UserError(
+            f"data.global_batch: {data.global_batch} does not divide over {layout.data_size} "
+            f"{'data-parallel ' if layout.tensor > 1 else ''}ranks; use a multiple of "
+            f"{layout.data_size}"
+        )
+    rows = data.global_batch // layout.data_size
+    if rows % min(data.micro_batch, rows):
+        raise UserError(
+            f"data.micro_batch: {data.micro_batch} does not divide the {rows} sequences of each "
+            f"of {layout.data_size} ranks; use a divisor of {rows}"
+        )
+    return rows // min(data.micro_batch, rows)
+
+
+def check_engine(config: TrainConfig) -> None:
+    """Raise UserError when fields of the engine, model and data contradict each other."""
+    engine = config.engine
+    if engine.name == "deepspeed":
+        _check_deepspeed(engine)
+    else:
+        _check_fsdp(engine)
+    model, tensor = config.model, engine.tensor
+    for field, value in (
+        ("model.heads", model.heads),
+        ("model.kv_heads", model.kv_heads),
+        ("model.ffn", model.ffn),
+        ("model.vocab_size", model.vocab_size),
+        ("data.sequence_length", config.data.sequence_length),
+    ):
+        if value % tensor:
+            raise UserError(
+                f"engine.tensor: {tensor} does not divide {field}={value}; "
+                f"use a divisor of it, or {field}={-(-value // tensor) * tensor}"
+            )
+
+
+def _check_deepspeed(engine: EngineConfig) -> None:
+    for field, value, default in (
+        ("replicate", engine.replicate, None),
+        ("shard", engine.shard, None),
+        ("tensor", engine.tensor, 1),
+    ):
+        if value not in (default, 1):
+            raise UserError(
+                f"engine.{field}: {value} is for engine=fsdp; ZeRO cuts over all ranks "
+                "(engine.zero_stage says what)"
+            )
+    if engine.offload == "all" and engine.zero_stage < 3:
+        raise UserError(
+            f"engine.offload: 'all' needs engine.zero_stage=3, not {engine.zero_stage}; at stages "
+            "1 and 2 use engine.offload=optimizer"
+        )
+    if engine.super_offload and (engine.zero_stage, engine.offload) != (3, "optimizer"):
+        raise UserError(
+            "engine.super_offload: needs engine.zero_stage=3 and engine.offload=optimizer, got "
+            f"zero_stage={engine.zero_stage} and offload={engine.offload}"
+        )
+
+
+def _check_fsdp(engine: EngineConfig) -> None:
+    if engine.offload == "optimizer":
+        raise UserError(
+            "engine.offload: 'optimizer' is for engine=deepspeed; FSDP2 offloads parameters and "
+            "moments together: use engine.offload=all"
+        )
+    if engine.super_offload:
+        raise UserError("engine.super_offload: is DeepSpeed's; it needs engine=deepspeed")

@@ -1,0 +1,127 @@
+"""How the transformer is cut over a mesh: tensor parallelism first, then FSDP2."""
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from llm_pretrain.config.schema import EngineConfig, TrainConfig
+from llm_pretrain.model.transformer import Transformer
+from llm_pretrain.world import World
+
+SEQUENCE = Shard(1)
+"""Between the matrices, activations (B, T, C) are cut along T."""
+
+
+def distribute(model: Transformer, config: TrainConfig, world: World) -> None:
+    """Replace the parameters of `model`, which may be on the meta device, by their parts."""
+    layout = world.layout
+    mesh = init_device_mesh(
+        world.device.type,
+        (layout.replicate, layout.shard, layout.tensor),
+        mesh_dim_names=("replicate", "shard", "tensor"),
+    )
+    if layout.tensor > 1:
+        split_matrices(model, mesh["tensor"])
+    copies = layout.replicate > 1
+    shard(model, config, mesh["replicate", "shard"] if copies else mesh["shard"])
+
+
+def split_matrices(model: Transformer, mesh: DeviceMesh) -> None:
+    """Tensor parallelism with sequence parallelism, as in Korthikanti et al. 2022.
+
+    Queries, keys, values, gate and up are cut by output, their successors by input, embedding and
+    head by vocabulary. Norms work on a part of the sequence.
+    """
+    plan: dict[str, ParallelStyle] = {
+        "embedding": RowwiseParallel(input_layouts=Replicate(), output_layouts=SEQUENCE),
+        "norm": SequenceParallel(),
+        "head": ColwiseParallel(
+            input_layouts=SEQUENCE, output_layouts=Shard(-1), use_local_output=False
+        ),
+    }
+    parallelize_module(model, mesh, plan)
+    model.tie()
+    for block in model.blocks:
+        parallelize_module(block, mesh, _block_plan(model.config.qk_norm))
+
+
+def _block_plan(qk_norm: bool) -> dict[str, ParallelStyle]:
+    whole = (Replicate(), None, None)
+    plan: dict[str, ParallelStyle] = {
+        "attention_norm": SequenceParallel(),
+        "attention": PrepareModuleInput(
+            input_layouts=(SEQUENCE, None, None), desired_input_layouts=whole
+        ),
+        "attention.q": ColwiseParallel(),
+        "attention.k": ColwiseParallel(),
+        "attention.v": ColwiseParallel(),
+        "attention.out": RowwiseParallel(output_layouts=SEQUENCE),
+        "mlp_norm": SequenceParallel(),
+        "mlp": PrepareModuleInput(input_layouts=SEQUENCE, desired_input_layouts=Replicate()),
+        "mlp.gate": ColwiseParallel(),
+        "mlp.up": ColwiseParallel(),
+        "mlp.down": RowwiseParallel(output_layouts=SEQUENCE),
+    }
+    if qk_norm:
+        # (B, T, H, D): each rank normalizes its own heads.
+        heads = SequenceParallel(sequence_dim=2, use_local_output=True)
+        plan |= {"attention.q_norm": heads, "attention.k_norm": heads}
+    return plan
+
+
+def shard(model: Transformer, config: TrainConfig, mesh: DeviceMesh) -> None:
+    """FSDP2: one group of parameters for each block, one for the rest.
+
+    Gradients are averaged in float32. With bf16 the blocks' parameters travel in bfloat16, which is
+    what their products round them to anyway (the norms' are rounded along); embedding, last norm
+    and tied head stay exact.
+    """
+    engine, bf16 = config.engine, config.precision.name == "bf16"
+    exact = _policy(None)
+    products = _policy(torch.bfloat16) if bf16 else exact
+    offload = CPUOffloadPolicy() if engine.offload == "all" else OffloadPolicy()
+    for block in model.blocks:
+        fully_shard(
+            block,
+            mesh=mesh,
+            mp_policy=products,
+            offload_policy=offload,
+            reshard_after_forward=engine.reshard_after_forward,
+        )
+    if not model.config.tied_embeddings:
+        fully_shard(model.head, mesh=mesh, mp_policy=products, offload_policy=offload)
+    fully_shard(model, mesh=mesh, mp_policy=exact, offload_policy=offload)
+    _prefetch(model, engine)
+
+
+def _policy(parameters: torch.dtype | None) -> MixedPrecisionPolicy:
+    # Inputs are not cast: RoPE's tables must stay float32.
+    return MixedPrecisionPolicy(
+        param_dtype=parameters, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+
+
+def _prefetch(model: Transformer, engine: EngineConfig) -> None:
+    """Ask for the parameters of the next blocks, forwards and backwards, ahead of time."""
+    blocks: list[FSDPModule] = [b for b in model.blocks if isinstance(b, FSDPModule)]
+    if engine.prefetch == 0:
+        return
+    for i, block in enumerate(blocks):
+        block.set_modules_to_forward_prefetch(blocks[i + 1 : i + 1 + engine.prefetch])
+        earlier = blocks[max(0, i - engine.prefetch) : i]
+        block.set_modules_to_backward_prefetch(list(reversed(earlier)))
