@@ -12,6 +12,7 @@ _DISK_ERRORS = (
 """What a person can mend: rights, space, a file system without locks. Others are our defects."""
 
 EXIT_OK = 0
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_CONTINUE = 75
 """Stopped on request after a save: the same command continues the run (EX_TEMPFAIL)."""
@@ -29,6 +30,10 @@ class RunInUseError(UserError):
     """A run directory that another live process holds."""
 
 
+class LostRankError(Exception):
+    """Another rank of the run is gone, or did not answer in time."""
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """A suggestion for a mistyped name, or the list of valid names when none is near.
 
@@ -43,12 +48,18 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 
 
 def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run a command; bad input becomes one message and exit code 2, never a traceback."""
+    """Run a command; bad input becomes one message and exit code 2, never a traceback.
+
+    So does a lost rank, with exit code 1: its own output has the traceback.
+    """
     try:
         return command(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except LostRankError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise

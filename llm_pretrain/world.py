@@ -14,7 +14,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from llm_pretrain.config.schema import EngineConfig
 from llm_pretrain.engine.layout import Layout
-from llm_pretrain.errors import UserError
+from llm_pretrain.errors import LostRankError, UserError
 
 T = TypeVar("T")
 
@@ -31,7 +31,8 @@ class World:
     layout: Layout
     device: torch.device
     io_group: Any = None
-    """Gloo group for checkpoints, whose collectives run beside those of training."""
+    """Gloo group for checkpoints, whose collectives run beside those of training. None for a
+    process that trains the plain module alone, without any group."""
 
     @property
     def size(self) -> int:
@@ -93,6 +94,22 @@ class World:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Raise LostRankError for what torch raises when another rank is gone or too slow."""
+        try:
+            yield
+        except RuntimeError as error:
+            # Gloo's failures have no type of their own.
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+            raise LostRankError(
+                f"rank {self.rank}: another rank is lost or did not answer within engine.timeout "
+                f"({reason}); its own output says why. The last complete checkpoint is intact: "
+                "start the same command again"
+            ) from error
+
 
 @contextmanager
 def join(engine: EngineConfig) -> Iterator[World]:
@@ -104,21 +121,29 @@ def join(engine: EngineConfig) -> Iterator[World]:
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     layout = Layout.of(engine, size)
     device = _device(engine.device, int(os.environ.get("LOCAL_RANK", "0")))
-    if size == 1 and engine.name == "fsdp":
+    if size == 1 and engine.name == "fsdp" and engine.offload == "none":
         yield World(rank, layout, device)
         return
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         timeout=timedelta(seconds=engine.timeout),
         # Alone, there is nobody to meet and no address to meet at.
-        **({"store": HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}),
+        store=HashStore() if size == 1 else None,
+        rank=rank,
+        world_size=size,
     )
     try:
         world = World(rank, layout, device, dist.new_group(timeout=_PATIENCE, backend="gloo"))
         _check_devices(world)
-        yield world
-    finally:
+        with world.watched():
+            yield world
+    except LostRankError:
+        # To destroy the group could mean to wait for the rank that is gone.
+        raise
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -93,9 +93,9 @@ def _build(config: TrainConfig, world: World) -> Transformer:
     if config.engine.compile:
         for block in model.blocks:
             block.compile()
-    if world.size > 1:
+    if world.io_group is not None:
         distribute(model, config, world)
-    offloaded = config.engine.offload == "all" and world.size > 1
+    offloaded = config.engine.offload == "all"
     model.to_empty(device=torch.device("cpu") if offloaded else world.device)
     parameters = dict(model.named_parameters())
     for name, value in model.initial_values(config.run.seed):

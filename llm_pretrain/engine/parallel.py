@@ -56,6 +56,9 @@ def split_matrices(model: Transformer, mesh: DeviceMesh) -> None:
     }
     parallelize_module(model, mesh, plan)
     model.tie()
+    # The embedding's result is still on its way, a kind of tensor with which a compiled block
+    # computes wrong gradients (seen with torch 2.13); a copy waits for it.
+    model.embedding.register_forward_hook(lambda _module, _inputs, output: output.clone())
     for block in model.blocks:
         parallelize_module(block, mesh, _block_plan(model.config.qk_norm))
 
@@ -94,7 +97,8 @@ def shard(model: Transformer, config: TrainConfig, mesh: DeviceMesh) -> None:
     engine, bf16 = config.engine, config.precision.name == "bf16"
     exact = _policy(None)
     products = _policy(torch.bfloat16) if bf16 else exact
-    offload = CPUOffloadPolicy() if engine.offload == "all" else OffloadPolicy()
+    pinned = mesh.device_type == "cuda"
+    offload = CPUOffloadPolicy(pin_memory=pinned) if engine.offload == "all" else OffloadPolicy()
     for block in model.blocks:
         fully_shard(
             block,

@@ -111,7 +111,8 @@ class Session:
         console.say(self._greeting(step, peak))
         with watch() as stop:
             try:
-                outcome = trainer.train(step, stop)
+                with world.watched():
+                    outcome = trainer.train(step, stop)
             except OSError as error:
                 self._failed(run, error)
                 raise UserError(f"{run.path}: cannot be written ({error.strerror})") from error
