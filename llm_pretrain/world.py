@@ -84,8 +84,9 @@ class World:
         """The tensor summed over the parts of the batch, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
-            # Tensor-parallel neighbours have worked on the same part.
-            tensor /= self.layout.tensor
+            # Ranks that share a part of the batch have each put in their mean over it, or the
+            # same value.
+            tensor /= self.layout.part_size
         return tensor
 
     def any(self, flag: bool) -> bool:

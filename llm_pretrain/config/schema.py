@@ -188,7 +188,8 @@ class PrecisionConfig:
 @dataclass(config=_RULES)
 class EngineConfig:
     """How parameters and optimizer live on the devices. Ranks are numbered with `tensor` inside
-    `shard` inside `replicate`: neighbours split matrices, the farthest hold copies."""
+    `context` inside `shard` inside `replicate`: neighbours split matrices, the farthest hold
+    copies."""
 
     name: Literal["fsdp", "deepspeed"] = "fsdp"
     """fsdp: FSDP2 of torch; a single process runs the plain module. deepspeed: ZeRO, an extra to
@@ -196,8 +197,13 @@ class EngineConfig:
     replicate: Positive | None = None
     """fsdp: copies of the sharded state (HSDP). Null: 1, or what a given `shard` leaves."""
     shard: Positive | None = None
-    """fsdp: ranks over which one copy of parameters, gradients and moments is cut. Null: all that
-    `replicate` and `tensor` leave. 1: plain data parallelism. ZeRO cuts over all ranks."""
+    """fsdp: parts of the batch for which one copy of parameters, gradients and moments is kept, cut
+    over their ranks. Null: all that the others leave. 1: plain data parallelism. ZeRO cuts over
+    all ranks."""
+    context: Positive = 1
+    """fsdp: ranks that share a sequence, for long ones: each works on a part, and for attention
+    they exchange positions for heads (Ulysses). Parameters are cut over them too. times `tensor`,
+    it must divide heads, kv_heads and sequence_length."""
     tensor: Positive = 1
     """fsdp: ranks that split each matrix of a block, and between the matrices the sequence. Within
     a node. Must divide heads, kv_heads, ffn, vocab_size and sequence_length."""

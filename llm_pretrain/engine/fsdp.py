@@ -5,13 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import loss_parallel
 
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.base import State
-from llm_pretrain.engine.parallel import distribute
+from llm_pretrain.engine.parallel import context_mesh, distribute
 from llm_pretrain.engine.precision import autocast
 from llm_pretrain.model.transformer import Transformer
 from llm_pretrain.optim.adamw import build_adamw, make_state
@@ -25,7 +27,9 @@ class FsdpEngine:
         self._config, self._world = config, world
         # Nothing here draws from the global generators, but what they hold is part of a checkpoint.
         torch.manual_seed(config.run.seed)
-        self.model = _build(config, world)
+        layout = world.layout
+        self._context = context_mesh(layout, world.device.type) if layout.context > 1 else None
+        self.model = _build(config, world, self._context)
         self.optimizer = build_adamw(self.model, config.optimizer)
         make_state(self.optimizer)
 
@@ -57,6 +61,9 @@ class FsdpEngine:
         """See Engine."""
         with self._sharded_loss():
             losses = _local(self._losses(tokens).mean(dim=1))
+        if self._context is not None:
+            dist.all_reduce(losses, group=self._context.get_group())
+            losses /= self._context.size()
         if isinstance(self.model, FSDPModule):
             # The root's own parameters stay gathered until a backward pass, which never comes
             # here; the optimizer knows only the sharded ones.
@@ -76,8 +83,12 @@ class FsdpEngine:
         fill(self.state())
 
     def _losses(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Of this rank's part of each sequence: (B, T + 1) -> (B, T / context)."""
+        length = (tokens.shape[1] - 1) // self._world.layout.context
+        first = self._world.layout.context_rank(self._world.rank) * length
+        tokens = tokens[:, first : first + length + 1]
         with autocast(self._config.precision, self._world.device):
-            losses: torch.Tensor = self.model(tokens[:, :-1], tokens[:, 1:])  # (B, T)
+            losses: torch.Tensor = self.model(tokens[:, :-1], tokens[:, 1:], first)  # (B, T)
         return losses
 
     def _sharded_loss(self) -> contextlib.AbstractContextManager[Any]:
@@ -85,7 +96,7 @@ class FsdpEngine:
         return loss_parallel() if self._world.layout.tensor > 1 else contextlib.nullcontext()
 
 
-def _build(config: TrainConfig, world: World) -> Transformer:
+def _build(config: TrainConfig, world: World, context: DeviceMesh | None) -> Transformer:
     """The model with its initial values; no rank ever holds more of it than its part."""
     with torch.device("meta"):
         model = Transformer(config.model)
@@ -94,7 +105,7 @@ def _build(config: TrainConfig, world: World) -> Transformer:
         for block in model.blocks:
             block.compile()
     if world.io_group is not None:
-        distribute(model, config, world)
+        distribute(model, config, world, context)
     offloaded = config.engine.offload == "all"
     model.to_empty(device=torch.device("cpu") if offloaded else world.device)
     parameters = dict(model.named_parameters())

@@ -1,4 +1,4 @@
-"""Which rank does what: copies, shards and tensor parallelism. Imports no torch."""
+"""Which rank does what: copies, shards, parts of sequences and of matrices. Imports no torch."""
 
 from dataclasses import dataclass
 
@@ -8,44 +8,55 @@ from llm_pretrain.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """A grid of ranks; `tensor` varies fastest, then `shard`, then `replicate`."""
+    """A grid of ranks; `tensor` varies fastest, then `context`, `shard`, and `replicate` last."""
 
     replicate: int = 1
     shard: int = 1
+    context: int = 1
     tensor: int = 1
 
     @classmethod
     def of(cls, engine: EngineConfig, size: int) -> "Layout":
         """The grid that `engine` asks for. Raises UserError when `size` ranks do not make it."""
-        replicate, shard, tensor = engine.replicate, engine.shard, engine.tensor
-        rest = size // tensor
+        replicate, shard = engine.replicate, engine.shard
+        inner = engine.context * engine.tensor
+        rest = size // inner
         if shard is None:
             replicate = replicate or 1
             shard = rest // replicate
         elif replicate is None:
             replicate = rest // shard
-        if replicate * shard * tensor != size or size < 1:
+        if replicate * shard * inner != size or size < 1:
             raise UserError(
                 f"engine: replicate={engine.replicate or 'rest'} x shard={engine.shard or 'rest'} "
-                f"x tensor={tensor} does not make {size} ranks; start a multiple of "
-                f"{(engine.replicate or 1) * (engine.shard or 1) * tensor}, or set "
-                "engine.shard=null to use all that are there"
+                f"x context={engine.context} x tensor={engine.tensor} does not make {size} ranks; "
+                f"start a multiple of {(engine.replicate or 1) * (engine.shard or 1) * inner}, or "
+                "set engine.shard=null to use all that are there"
             )
-        return cls(replicate, shard, tensor)
+        return cls(replicate, shard, engine.context, engine.tensor)
 
     @property
     def size(self) -> int:
         """Number of ranks."""
-        return self.replicate * self.shard * self.tensor
+        return self.data_size * self.part_size
 
     @property
     def data_size(self) -> int:
         """Number of parts that a global batch is cut into."""
         return self.replicate * self.shard
 
+    @property
+    def part_size(self) -> int:
+        """Number of ranks that work on the same part of a batch."""
+        return self.context * self.tensor
+
     def data_rank(self, rank: int) -> int:
-        """The part of the batch that `rank` works on; tensor-parallel neighbours share one."""
-        return rank // self.tensor
+        """The part of the batch that `rank` works on."""
+        return rank // self.part_size
+
+    def context_rank(self, rank: int) -> int:
+        """The part of each sequence that `rank` works on."""
+        return rank // self.tensor % self.context
 
 
 def passes(data: DataConfig, layout: Layout) -> int:
@@ -56,7 +67,7 @@ def passes(data: DataConfig, layout: Layout) -> int:
     if data.global_batch % layout.data_size:
         raise UserError(
             f"data.global_batch: {data.global_batch} does not divide over {layout.data_size} "
-            f"{'data-parallel ' if layout.tensor > 1 else ''}ranks; use a multiple of "
+            f"{'data-parallel ' if layout.part_size > 1 else ''}ranks; use a multiple of "
             f"{layout.data_size}"
         )
     rows = data.global_batch // layout.data_size
@@ -75,18 +86,20 @@ def check_engine(config: TrainConfig) -> None:
         _check_deepspeed(engine)
     else:
         _check_fsdp(engine)
-    model, tensor = config.model, engine.tensor
-    for field, value in (
-        ("model.heads", model.heads),
-        ("model.kv_heads", model.kv_heads),
-        ("model.ffn", model.ffn),
-        ("model.vocab_size", model.vocab_size),
-        ("data.sequence_length", config.data.sequence_length),
+    tensor, both = engine.tensor, engine.tensor * engine.context
+    name = "engine.tensor x engine.context" if engine.context > 1 else "engine.tensor"
+    model = config.model
+    for divisor, field, value in (
+        (both, "model.heads", model.heads),
+        (both, "model.kv_heads", model.kv_heads),
+        (both, "data.sequence_length", config.data.sequence_length),
+        (tensor, "model.ffn", model.ffn),
+        (tensor, "model.vocab_size", model.vocab_size),
     ):
-        if value % tensor:
+        if value % divisor:
             raise UserError(
-                f"engine.tensor: {tensor} does not divide {field}={value}; "
-                f"use a divisor of it, or {field}={-(-value // tensor) * tensor}"
+                f"{name if divisor == both else 'engine.tensor'}: {divisor} does not divide "
+                f"{field}={value}; use a divisor of it, or {field}={-(-value // divisor) * divisor}"
             )
 
 
@@ -94,6 +107,7 @@ def _check_deepspeed(engine: EngineConfig) -> None:
     for field, value, default in (
         ("replicate", engine.replicate, None),
         ("shard", engine.shard, None),
+        ("context", engine.context, 1),
         ("tensor", engine.tensor, 1),
     ):
         if value not in (default, 1):

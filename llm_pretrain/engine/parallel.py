@@ -1,4 +1,4 @@
-"""How the transformer is cut over a mesh: tensor parallelism first, then FSDP2."""
+"""How the transformer is cut over a mesh: matrices, sequences, then parameters by FSDP2."""
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -14,12 +14,14 @@ from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
     PrepareModuleInput,
+    PrepareModuleInputOutput,
     RowwiseParallel,
     SequenceParallel,
     parallelize_module,
 )
 
 from llm_pretrain.config.schema import EngineConfig, TrainConfig
+from llm_pretrain.engine.layout import Layout
 from llm_pretrain.model.transformer import Transformer
 from llm_pretrain.world import World
 
@@ -27,18 +29,50 @@ SEQUENCE = Shard(1)
 """Between the matrices, activations (B, T, C) are cut along T."""
 
 
-def distribute(model: Transformer, config: TrainConfig, world: World) -> None:
-    """Replace the parameters of `model`, which may be on the meta device, by their parts."""
-    layout = world.layout
+def distribute(
+    model: Transformer, config: TrainConfig, world: World, context: DeviceMesh | None
+) -> None:
+    """Replace the parameters of `model`, which may be on the meta device, by their parts.
+
+    `context`: the `context_mesh` where sequences are cut, else None.
+    """
+    layout, kind = world.layout, world.device.type
     mesh = init_device_mesh(
-        world.device.type,
-        (layout.replicate, layout.shard, layout.tensor),
+        kind,
+        # Ranks that share a sequence differ in gradients, so for FSDP they are shards like others.
+        (layout.replicate, layout.shard * layout.context, layout.tensor),
         mesh_dim_names=("replicate", "shard", "tensor"),
     )
     if layout.tensor > 1:
         split_matrices(model, mesh["tensor"])
+    if context is not None:
+        split_sequences(model, context)
     copies = layout.replicate > 1
     shard(model, config, mesh["replicate", "shard"] if copies else mesh["shard"])
+
+
+def context_mesh(layout: Layout, kind: str) -> DeviceMesh:
+    """The ranks that share this rank's sequences and its part of the matrices, in order."""
+    shape = (layout.data_size, layout.context, layout.tensor)
+    return init_device_mesh(kind, shape, mesh_dim_names=("data", "context", "tensor"))["context"]
+
+
+def split_sequences(model: Transformer, mesh: DeviceMesh) -> None:
+    """Context parallelism as in DeepSpeed-Ulysses (Jacobs et al. 2023).
+
+    Everything but attention works on a part of the positions; there an all-to-all exchange gives
+    each rank all positions of a part of the heads, and another one takes it back.
+    """
+    positions, heads = Shard(1), Shard(2)  # of (B, T, H, D)
+    exchange = PrepareModuleInputOutput(
+        input_layouts=(positions,) * 3,
+        desired_input_layouts=(heads,) * 3,
+        use_local_input=True,
+        output_layouts=heads,
+        desired_output_layouts=positions,
+    )
+    for block in model.blocks:
+        parallelize_module(block, mesh, {"attention.mix": exchange})
 
 
 def split_matrices(model: Transformer, mesh: DeviceMesh) -> None:

@@ -30,18 +30,33 @@ class Norm(nn.Module):
         return F.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
 
 
+class CausalAttention(nn.Module):
+    """Each position's mixture of the values up to it. No parameters: a place to put parallelism."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries (B, T, H, D), keys and values (B, T, G, D) -> (B, T, H, D)."""
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2),  # (B, H, T, D)
+            k.transpose(1, 2),  # (B, G, T, D)
+            v.transpose(1, 2),  # (B, G, T, D)
+            is_causal=True,
+            enable_gqa=k.shape[2] < q.shape[2],
+        )
+        return y.transpose(1, 2)
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions; groups of query heads share a key head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.grouped = config.kv_heads < config.heads
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.q = nn.Linear(config.width, queries, bias=False)
         self.k = nn.Linear(config.width, keys, bias=False)
         self.v = nn.Linear(config.width, keys, bias=False)
         self.out = nn.Linear(queries, config.width, bias=False)
+        self.mix = CausalAttention()
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             self.q_norm = Norm(config.head_dim, config.norm_eps)
@@ -55,14 +70,8 @@ class Attention(nn.Module):
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),  # (B, H, T, D)
-            k.transpose(1, 2),  # (B, G, T, D)
-            v.transpose(1, 2),  # (B, G, T, D)
-            is_causal=True,
-            enable_gqa=self.grouped,
-        )
-        mixed: Tensor = self.out(y.transpose(1, 2).flatten(2))  # (B, T, H * D) -> (B, T, C)
+        y: Tensor = self.mix(q, k, v)  # (B, T, H, D)
+        mixed: Tensor = self.out(y.flatten(2))  # (B, T, H * D) -> (B, T, C)
         return mixed
 
 
@@ -112,12 +121,13 @@ class Transformer(nn.Module):
         """Keep only the blocks' inputs for the backward pass, and compute the rest again."""
         self.tie()
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, first: int = 0) -> Tensor:
         """Logits (B, T, V), or with targets the loss of each token.
 
         Args:
             tokens: int64 (B, T).
             targets: int64 (B, T), the token to predict at each position; -100 counts as loss 0.
+            first: position of the first token, for a part of a longer sequence.
 
         Returns:
             Logits (B, T, V); with targets, the negative log likelihood in nats, float32 (B, T).
@@ -125,7 +135,9 @@ class Transformer(nn.Module):
         config = self.config
         # Both are made anew in every pass, since a few small kernels are cheaper than state that
         # meta devices, inference mode or fake tensors could spoil.
-        cos, sin = rope_tables(tokens.shape[1], config.head_dim, config.rope_theta, tokens.device)
+        last = first + tokens.shape[1]
+        cos, sin = rope_tables(last, config.head_dim, config.rope_theta, tokens.device)
+        cos, sin = cos[first:], sin[first:]  # (T, 1, D / 2)
         x = self.embedding(tokens)  # (B, T, C)
         for block in self.blocks:
             if self.recompute:
