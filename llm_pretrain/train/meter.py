@@ -38,7 +38,8 @@ class Meter:
         """Rates since the last reading; then a new stretch begins.
 
         `mfu` counts attention as a full square, as most published figures do; `mfu_causal` counts
-        the half that a causal mask needs.
+        the half that a causal mask needs. On a GPU also `peak_memory_gib`, the most that rank 0
+        has had allocated since the run began.
         """
         rate = self._tokens / (time.perf_counter() - self._began)
         peak_flops = self.peak.flops * self._world.size
@@ -47,6 +48,7 @@ class Meter:
             "tokens_per_second": round(rate, 1),
             "mfu": round(rate * self._flops / peak_flops, 4),
             "mfu_causal": round(rate * self._causal_flops / peak_flops, 4),
+            **_peak_memory(self._world.device),
         }
 
     @contextmanager
@@ -55,3 +57,9 @@ class Meter:
         stopped = time.perf_counter()
         yield
         self._began += time.perf_counter() - stopped
+
+
+def _peak_memory(device: torch.device) -> dict[str, float]:
+    if device.type != "cuda":
+        return {}
+    return {"peak_memory_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 3)}
