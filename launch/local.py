@@ -18,8 +18,13 @@ _POLL_SECONDS = 0.2
 def run_all(paths: Sequence[Path], jobs: int) -> int:
     """Train the runs at `paths`, at most `jobs` at a time; the worst exit code.
 
-    A run that was stopped by a signal stops the rest too: they are started by the next call.
+    A run that was stopped by a signal stops the rest too: they are started by the next call. With 0
+    jobs it only says how to start them.
     """
+    if jobs == 0:
+        for path in paths:
+            print(f"ready: torchrun --nproc-per-node N -m llm_pretrain.train resume={path}")
+        return EXIT_OK
     if jobs == 1 or len(paths) <= 1:
         return _one_by_one(paths)
     codes: list[int] = []

@@ -103,6 +103,18 @@ def test_several_at_a_time(trunk: Path, cli: Run) -> None:
     assert {record(branch)["state"] for branch in branches} == {"finished"}
 
 
+def test_made_now_and_trained_by_hand_later(
+    trunk: Path, cli: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ("at=[20 steps]", "cluster.jobs=0", "engine.recompute=block")
+    assert cli("branch", "apply", f"parent={trunk}", *ask) == 0
+    branch = trunk.parent / "tiny.20-25.1-sqrt"
+    assert f"-m llm_pretrain.train resume={branch}" in capsys.readouterr().out
+    assert record(branch)["sessions"] == []
+    assert cli("train", f"resume={branch}") == 0
+    assert record(branch)["state"] == "finished"
+
+
 def test_a_plan_in_the_trunks_config(
     train: Run, cli: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
