@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from tests.engine.ranks import Zygote
+from tests.engine.ranks import zygote as start_zygote
 from tests.support import command, tiny, write_corpus
 
 
@@ -39,6 +41,20 @@ def tiny_corpus(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """Point the tiny experiment at the test corpus."""
     monkeypatch.setenv("TINY_CORPUS", str(corpus))
     yield corpus
+
+
+@pytest.fixture(scope="session")
+def zygote(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Runs commands on one or several ranks that need not start Python."""
+    with start_zygote(corpus, tmp_path_factory.mktemp("logs")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def deepspeed_zygote(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """The same with DeepSpeed, whose import takes seconds and changes torch: so apart."""
+    with start_zygote(corpus, tmp_path_factory.mktemp("logs"), "deepspeed") as started:
+        yield started
 
 
 @pytest.fixture

@@ -27,11 +27,12 @@ class Layout:
         elif replicate is None:
             replicate = rest // shard
         if replicate * shard * inner != size or size < 1:
+            least = (engine.replicate or 1) * (engine.shard or 1) * inner
+            count = f"{least}" if engine.replicate and engine.shard else f"a multiple of {least}"
             raise UserError(
                 f"engine: replicate={engine.replicate or 'rest'} x shard={engine.shard or 'rest'} "
                 f"x context={engine.context} x tensor={engine.tensor} does not make {size} ranks; "
-                f"start a multiple of {(engine.replicate or 1) * (engine.shard or 1) * inner}, or "
-                "set engine.shard=null to use all that are there"
+                f"start {count}{', or set engine.shard=null' if engine.shard else ''}"
             )
         return cls(replicate, shard, engine.context, engine.tensor)
 
@@ -120,10 +121,15 @@ def _check_deepspeed(engine: EngineConfig) -> None:
             f"engine.offload: 'all' needs engine.zero_stage=3, not {engine.zero_stage}; at stages "
             "1 and 2 use engine.offload=optimizer"
         )
-    if engine.super_offload and (engine.zero_stage, engine.offload) != (3, "optimizer"):
+    if engine.super_offload:
         raise UserError(
-            "engine.super_offload: needs engine.zero_stage=3 and engine.offload=optimizer, got "
-            f"zero_stage={engine.zero_stage} and offload={engine.offload}"
+            "engine.super_offload: DeepSpeed keeps its moments in a process of its own, where no "
+            "checkpoint can reach them; use engine.offload=optimizer without it"
+        )
+    if engine.compile and engine.zero_stage == 3:
+        raise UserError(
+            "engine.compile: at zero_stage=3 DeepSpeed works between the modules of a block, which "
+            "breaks it into pieces; use zero_stage=2 or engine=fsdp"
         )
 
 

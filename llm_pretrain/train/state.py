@@ -85,7 +85,7 @@ def _load(store: CheckpointStore, step: int, engine: Engine, world: World) -> No
     # nothing in training draws from it, so the result does not depend on it.
     known = keys(folder).issuperset(f"rng.{mine}.{kind}" for kind in rng)
     extra = {"rng": {mine: rng}} if known else {}
-    engine.load(lambda state: fill(folder, {**state, **extra}, distributed=world.size > 1))
+    engine.load(lambda state: fill(folder, {**state, **extra}, group=world.io_group))
     if known:
         _set_rng(rng, world)
 

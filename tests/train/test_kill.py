@@ -2,76 +2,21 @@
 
 import itertools
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import read
-from tests.support import CONF, ROOT, assert_same_run
+from tests.engine.ranks import Death, Zygote
+from tests.support import CONF, assert_same_run
 
 KILLS = 20
 BRANCHES = ("tiny.14-28.1-sqrt", "tiny.28-56.1-sqrt")
-
-
-class Zygote:
-    """Runs commands in forked children and kills them on request."""
-
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self._process = process
-
-    def run(
-        self,
-        commands: list[list[str]],
-        log: Path,
-        kill_after: float | None = None,
-        die: tuple[str, int, str] | None = None,
-    ) -> int:
-        """The exit code; -9 when the child was killed, by the clock or around a call."""
-        assert self._process.stdin and self._process.stdout
-        request = {"commands": commands, "log": str(log), "die": die}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        pid = int(self._process.stdout.readline())
-        timer = threading.Timer(kill_after or 0, os.kill, (pid, signal.SIGKILL))
-        if kill_after is not None:
-            timer.start()
-        code = int(self._process.stdout.readline())
-        timer.cancel()
-        return code
-
-
-@pytest.fixture
-def zygote(tiny_corpus: Path) -> Iterator[Zygote]:
-    with _zygote() as started:
-        yield started
-
-
-@contextmanager
-def _zygote() -> Iterator[Zygote]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.train.zygote"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    try:
-        yield Zygote(process)
-    finally:
-        assert process.stdin
-        process.stdin.close()
-        process.wait(timeout=60)
 
 
 def commands(place: Path) -> list[list[str]]:
@@ -106,7 +51,7 @@ def test_twenty_kills(zygote: Zygote, tmp_path: Path) -> None:
     """At random moments, spread evenly over everything from the first document to the end."""
     whole = tmp_path / "whole"
     began = time.monotonic()
-    assert zygote.run(commands(whole), tmp_path / "whole.log") == 0
+    assert zygote.run(1, *commands(whole)).codes == [0]
     duration = time.monotonic() - began
     draw = random.Random(2024)
     kills, shots, reached = 0, itertools.count(), Counter[str]()
@@ -114,14 +59,13 @@ def test_twenty_kills(zygote: Zygote, tmp_path: Path) -> None:
         if kills == KILLS:
             break
         place = tmp_path / f"parts{attempt}"
-        log = tmp_path / f"parts{attempt}.log"
         while True:
             # The times go through the whole duration in turn, also when a shot came too late.
             moment = duration * (next(shots) % 5 + draw.random()) / 5
-            code = zygote.run(commands(place), log, moment if kills < KILLS else None)
-            assert code in (0, -signal.SIGKILL), log.read_text()
+            done = zygote.run(1, *commands(place), kill=(0, moment) if kills < KILLS else None)
+            assert done.codes[0] in (0, -signal.SIGKILL), done
             assert_nothing_is_half_written(place)
-            if code == 0:
+            if done.codes == [0]:
                 break
             kills += 1
             reached[phase(place)] += 1
@@ -161,12 +105,12 @@ def test_killed_around_every_write(zygote: Zygote, tmp_path: Path) -> None:
         train, branch = commands(place)
         return [[*train, *shared], branch]
 
-    assert zygote.run(both(whole), tmp_path / "log") == 0
+    assert zygote.run(1, *both(whole)).codes == [0]
     for i, (function, call) in enumerate(CALLS):
         for when in ("before", "after"):
             place = tmp_path / f"{i}-{when}"
-            code = zygote.run(both(place), tmp_path / "log", die=(function, call, when))
-            assert code == -signal.SIGKILL, (function, when)
+            done = zygote.run(1, *both(place), die=Death(function, call, when))
+            assert done.codes == [-signal.SIGKILL], (function, when)
             assert_nothing_is_half_written(place)
-            assert zygote.run(both(place), tmp_path / "log") == 0, (function, when)
+            assert zygote.run(1, *both(place)).codes == [0], (function, when)
             assert_same_result(whole, place)

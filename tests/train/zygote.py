@@ -1,23 +1,60 @@
-"""A process that has imported everything and forks a fresh child for each command it reads.
+"""A process that has imported everything and forks fresh ranks for each command it reads.
 
-Starting Python with torch takes seconds; a kill at a random moment would mostly hit imports.
-Reads lines of JSON {"commands": [[argument, ...], ...], "log": path, "die": null or [function,
-call, when]} and answers with the child's pid, later with its exit status. With "die", the child
-kills itself just before or after the given call of a function.
+Starting Python with torch takes seconds; a kill at a random moment would mostly hit imports, and a
+run on four ranks would take ten times as long to start as to train.
+
+Reads lines of JSON {"commands": [[argument, ...], ...], "size": ranks, "log": prefix of their logs,
+"die": null or [rank, function, call, when]} and answers with the list of pids, then, when all have
+ended, with the list of [exit status, seconds]. With "die", that rank kills itself just before or
+just after the given call of a function. Modules named on the command line are imported too.
 """
 
+import functools
 import importlib
 import json
 import os
+import random
 import signal
+import socket
 import sys
+import time
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets  # noqa: F401  (imported for the children)
+import torch
 
 from llm_pretrain.cli import dispatch
 from llm_pretrain.errors import guarded
+from llm_pretrain.train import hardware
+
+_IMPORTS = (
+    *("datasets", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"),
+    *("llm_pretrain.train.command", "llm_pretrain.train.session"),
+)
+"""What a training process imports, some of it late."""
+
+_PORTS = range(20000, 30000)
+"""Below those that the kernel gives to connections, so that only another test could take one."""
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    while True:
+        port = random.choice(_PORTS)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+
+
+def place(rank: int, size: int, port: int) -> dict[str, str]:
+    """The variables that torchrun would set; none for a process on its own."""
+    if size == 1:
+        return {}
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {**{name: str(number) for name, number in numbers.items()}, **address}
 
 
 def arm(function: str, call: int, when: str) -> None:
@@ -41,31 +78,61 @@ def arm(function: str, call: int, when: str) -> None:
     setattr(owner, name, dying)
 
 
-def child(commands: list[list[str]], log: Path, die: list[Any] | None) -> None:
+def child(commands: Sequence[list[str]], log: Path) -> None:
     """Run the commands one after the other in this forked process; never returns."""
-    if die:
-        arm(*die)
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     code = 0
-    for arguments in commands:
-        code = code or guarded(dispatch, arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        for arguments in commands:
+            code = code or guarded(dispatch, arguments)
+    except BaseException:  # noqa: BLE001  (as Python itself at the end of a program)
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def start(request: dict[str, Any]) -> list[int]:
+    """Fork the ranks of one request; their pids in order of rank."""
+    size, die, port = request["size"], request["die"], free_port()
+    pids = []
+    for rank in range(size):
+        pid = os.fork()
+        if pid == 0:
+            random.seed()
+            os.environ.update(place(rank, size, port))
+            if die and die[0] == rank:
+                arm(*die[1:])
+            child(request["commands"], Path(f"{request['log']}.{rank}"))
+        pids.append(pid)
+    return pids
+
+
+def wait(pids: list[int]) -> list[tuple[int, float]]:
+    """Exit status, negative for a signal, and seconds lived, of each child."""
+    began, ended = time.monotonic(), {}
+    while len(ended) < len(pids):
+        pid, status = os.waitpid(-1, 0)
+        ended[pid] = (os.waitstatus_to_exitcode(status), time.monotonic() - began)
+    return [ended[pid] for pid in pids]
 
 
 def main() -> None:
     """Serve until standard input ends."""
+    for module in (*_IMPORTS, *sys.argv[1:]):
+        importlib.import_module(module)
+    # Four ranks that measure two cores would take longer than their training.
+    hardware.measure_matmul = functools.cache(hardware.measure_matmul)
+    for dtype in (torch.float32, torch.bfloat16):
+        hardware.peak(torch.device("cpu"), dtype)
     for line in sys.stdin:
-        request = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            child(request["commands"], Path(request["log"]), request["die"])
-        print(pid, flush=True)
-        _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        pids = start(json.loads(line))
+        print(json.dumps(pids), flush=True)
+        print(json.dumps(wait(pids)), flush=True)
 
 
 if __name__ == "__main__":

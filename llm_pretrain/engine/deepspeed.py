@@ -1,0 +1,152 @@
+"""DeepSpeed's ZeRO, stages 1 to 3, with moments and parameters in host memory if asked."""
+
+import os
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from llm_pretrain.config.schema import PrecisionConfig, TrainConfig
+from llm_pretrain.engine.base import State
+from llm_pretrain.engine.precision import autocast
+from llm_pretrain.engine.zero_config import require_deepspeed, zero_config
+from llm_pretrain.model.transformer import Transformer
+from llm_pretrain.optim.adamw import build_adamw
+from llm_pretrain.world import World
+
+
+class DeepSpeedEngine:
+    """Moments, then gradients, then parameters cut over all ranks, all of them in float32.
+
+    Precision means what it means under FSDP: DeepSpeed keeps, averages and updates float32, and
+    bf16 is autocast in the forward pass. The price: stage 3 gathers parameters in float32, twice
+    the traffic of bfloat16. DeepSpeed's own torch_autocast would halve it, but then it averages
+    gradients in bfloat16, too.
+
+    DeepSpeed skips a step whose gradients are not finite. The norm is infinite then, and stays so
+    in every later step, so that whoever looks at some steps only cannot miss it.
+    """
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        """Raises UserError when DeepSpeed is missing or too old."""
+        require_deepspeed()
+        self._world = world
+        deepspeed = _set_up(config, world)
+        # It imports deepspeed, which must be set up before.
+        from llm_pretrain.engine.zero_state import ZeroState  # noqa: PLC0415
+
+        # Nothing here draws from the global generators, but what they hold is part of a checkpoint.
+        torch.manual_seed(config.run.seed)
+        model = _hollow_model(config, world.device)
+        # Before stage 3 takes away the shapes, which decide what is decayed.
+        self._optimizer = build_adamw(model, config.optimizer)
+        settings = zero_config(config, world.device.type)
+        _fill(model, config, deepspeed, settings)
+        self._engine = deepspeed.initialize(
+            model=_Losses(model, config.precision, world.device),
+            optimizer=self._optimizer,
+            config=settings,
+            dist_init_required=False,
+        )[0]
+        self._state = ZeroState(
+            self._engine.optimizer, self._optimizer, dict(model.named_parameters()), world
+        )
+        self._broken = False
+
+    def forward_backward(self, tokens: Tensor, *, weight: float, last: bool) -> Tensor:
+        """See Engine."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        loss: Tensor = self._engine(tokens).mean() * weight
+        self._engine.backward(loss, scale_wrt_gas=False)
+        return loss.detach()
+
+    def step(self, lr: float) -> Tensor:
+        """See Engine."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        self._broken |= not self._engine.was_step_applied()
+        norm = float("inf") if self._broken else self._engine.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float32, device=self._world.device)
+
+    @torch.no_grad()
+    def evaluate(self, tokens: Tensor) -> Tensor:
+        """See Engine."""
+        losses: Tensor = self._engine(tokens)
+        return losses.mean(dim=1)
+
+    def state(self) -> State:
+        """See Engine."""
+        return self._state.state()
+
+    def load(self, fill: Callable[[State], None]) -> None:
+        """See Engine."""
+        self._state.load(fill)
+
+
+class _Losses(nn.Module):
+    """The loss of each token. Autocast is inside, since DeepSpeed ends any that is around it."""
+
+    def __init__(
+        self, model: Transformer, precision: PrecisionConfig, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._precision, self._device = precision, device
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T + 1) -> (B, T)."""
+        with autocast(self._precision, self._device):
+            losses: Tensor = self.model(tokens[:, :-1], tokens[:, 1:])
+        return losses
+
+
+def _set_up(config: TrainConfig, world: World) -> Any:
+    """The package, told about this rank's device and process group."""
+    # It takes both from the environment. On a node that shows each task one GPU, its index is not
+    # the local rank.
+    os.environ["DS_ACCELERATOR"] = world.device.type
+    os.environ["LOCAL_RANK"] = str(world.device.index or 0)
+    import deepspeed  # noqa: PLC0415  (slow, and an extra)
+
+    # It still calls collectives by the names that torch 2.13 renamed.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    # Otherwise it compiles a C++ extension for shared memory at the first use, for nearly a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
+    # Private: it would make this copy of the default group itself, but with another timeout.
+    deepspeed.utils.groups._WORLD_GROUP = dist.new_group(
+        timeout=timedelta(seconds=config.engine.timeout)
+    )
+    return deepspeed
+
+
+def _hollow_model(config: TrainConfig, device: torch.device) -> Transformer:
+    """The model with parameters of the right shape and device that take no memory."""
+    with torch.device("meta"):
+        model = Transformer(config.model)
+    model._apply(lambda p: torch.zeros((), dtype=p.dtype, device=device).expand(p.shape))
+    model.recompute = config.engine.recompute == "block"
+    if config.engine.compile:
+        for block in model.blocks:
+            block.compile()
+    return model
+
+
+def _fill(
+    model: Transformer, config: TrainConfig, deepspeed: Any, settings: dict[str, Any]
+) -> None:
+    """Give parameters their initial values, one after the other.
+
+    At stage 3 each rank keeps its part of one before the next is made.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in model.initial_values(config.run.seed):
+        parameter = parameters[name]
+        parameter.data = value.to(parameter.device)
+        if config.engine.zero_stage == 3:
+            deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=settings)
