@@ -37,7 +37,9 @@ class FsdpEngine:
     def forward_backward(self, tokens: torch.Tensor, *, weight: float, last: bool) -> torch.Tensor:
         """See Engine."""
         if isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(last)
+            whole = self._config.engine.accumulate == "whole"
+            self.model.set_requires_gradient_sync(last or not whole)
+            self.model.set_requires_all_reduce(last)
         with self._sharded_loss():
             loss = _local(self._losses(tokens).mean() * weight)
             loss.backward()  # type: ignore[no-untyped-call]

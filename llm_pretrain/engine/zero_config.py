@@ -1,5 +1,6 @@
 """What we ask of DeepSpeed: a version, and a configuration with every value written out."""
 
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -26,8 +27,7 @@ def require_deepspeed() -> None:
             "engine: deepspeed is not installed; pip install 'llm-pretrain[deepspeed]', "
             "or use engine=fsdp"
         ) from None
-    numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:3])
-    if numbers < OLDEST:
+    if tuple(map(int, re.findall(r"\d+", found)[:3])) < OLDEST:
         raise UserError(
             f"engine: deepspeed {found} is too old; pip install 'deepspeed>={oldest}', "
             "or use engine=fsdp"
@@ -100,7 +100,7 @@ def _zero(config: TrainConfig, device: str) -> dict[str, Any]:
 
 
 def _stage3(config: TrainConfig) -> dict[str, Any]:
-    """What only stage 3 reads: norms stay whole, matrices are whole for one block at a time."""
+    """What only stage 3 reads: norms stay whole, matrices only of the blocks in use and next."""
     model = config.model
     embeddings = model.vocab_size * model.width
     without = parameter_count(model) - embeddings * (1 if model.tied_embeddings else 2)

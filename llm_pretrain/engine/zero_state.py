@@ -62,6 +62,7 @@ class ZeroState:
             buffers["optimizer"][name] = {"step": torch.zeros(()), **moments}
         fill(buffers)
         if self._partitioned:
+            # Small parameters are whole between steps; the next forward pass gathers them anew.
             self._zero.checkpoint_event_prologue()
         for name, parameter in self._parameters.items():
             state = buffers["optimizer"].pop(name)
@@ -70,9 +71,6 @@ class ZeroState:
             self._set(parameter, None, self._whole(buffers["model"].pop(name)))
             for moment in MOMENTS:
                 self._set(parameter, moment, self._whole(state.pop(moment)))
-        if self._partitioned:
-            # Small parameters stay whole between steps: gather their new values.
-            self._zero.checkpoint_event_epilogue()
 
     def _make_moments(self) -> None:
         """Create the optimizer's state, which torch does in the first update only."""
