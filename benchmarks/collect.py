@@ -11,9 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import loader, loop, save, startup
+from benchmarks import loader, loop, reshard, save, startup
 
-MODULES = {"loop": loop, "save": save, "loader": loader, "startup": startup}
+MODULES = {
+    "loop": loop,
+    "save": save,
+    "reshard": reshard,
+    "loader": loader,
+    "startup": startup,
+}
 RESULTS = Path(__file__).with_name("RESULTS.md")
 ROOT = RESULTS.parents[1]
 

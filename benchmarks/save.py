@@ -1,8 +1,8 @@
 """How long a save holds up training, how long until it is complete, and what the disk could do.
 
 A save copies parameters, moments and generator states to host memory while training waits, then a
-thread writes, flushes, hashes and renames. The first save of a session also allocates the host
-buffers. Each save is followed by writing as many bytes to one file on the same disk, with one
+thread writes and hashes, flushes and renames. The first save of a session also allocates the host
+memory. Each save is followed by writing as many bytes to one file on the same disk, with one
 fsync at the end: the best that a checkpoint could do. Nothing trains meanwhile.
 """
 

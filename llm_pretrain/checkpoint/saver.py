@@ -51,6 +51,8 @@ class Saver:
         stall = time.perf_counter() - began
         full = Meta(**meta, stall_seconds=round(stall, 4))
         self._thread = threading.Thread(target=self._write, args=(staged, full), name="saver")
+        # Only a save that waits for a lost rank is ever left behind when the process ends.
+        self._thread.daemon = True
         self._thread.start()
         return stall
 
@@ -64,10 +66,10 @@ class Saver:
             error, self._error = self._error, None
             raise error
 
-    def join(self) -> None:
-        """Wait until nothing is written any more, whether it failed or not."""
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until nothing is written any more, whether it failed or not; `timeout` in seconds."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout)
             self._thread = None
 
     def _write(self, staged: dict[str, Any], meta: Meta) -> None:

@@ -86,6 +86,7 @@ class DeepSpeedEngine:
     def load(self, fill: Callable[[State], None]) -> None:
         """See Engine."""
         self._state.load(fill)
+        self._broken = False
 
 
 class _Losses(nn.Module):

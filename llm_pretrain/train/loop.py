@@ -14,7 +14,7 @@ from llm_pretrain.data.loader import Loader
 from llm_pretrain.data.prefetch import Prefetcher
 from llm_pretrain.duration import Duration
 from llm_pretrain.engine.base import Engine
-from llm_pretrain.errors import UserError
+from llm_pretrain.errors import LostRankError, UserError
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import clock_of, schedule_of
 from llm_pretrain.train.console import RunConsole
@@ -109,17 +109,24 @@ class Trainer:
     def train(self, step: int, stop: StopFlag) -> Outcome:
         """Train from `step` updates done to the end, or to the first boundary after a stop.
 
-        Raises UserError when a save fails or the loss is no longer a number.
+        Raises UserError when a save fails or the loss is no longer a number, LostRankError when
+        another rank is gone.
         """
         self._saved = step if self._store.has(step) else None
         if self._world.main:
             restore_hidden(self._store)
             self._loggers = Loggers(self._config, self._run.path, self._console.say)
+        patience = None
         try:
-            return self._train(step, stop)
+            with self._world.watched():
+                return self._train(step, stop)
+        except LostRankError:
+            # A save that is under way waits for that rank too, and would do so for longer.
+            patience = self._config.engine.timeout
+            raise
         finally:
             # Also after an error: nothing may write into the run once its lock is released.
-            self._saver.join()
+            self._saver.join(patience)
             if self._loggers:
                 self._loggers.close()
 

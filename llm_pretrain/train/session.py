@@ -111,8 +111,7 @@ class Session:
         console.say(self._greeting(step, peak))
         with watch() as stop:
             try:
-                with world.watched():
-                    outcome = trainer.train(step, stop)
+                outcome = trainer.train(step, stop)
             except OSError as error:
                 self._failed(run, error)
                 raise UserError(f"{run.path}: cannot be written ({error.strerror})") from error

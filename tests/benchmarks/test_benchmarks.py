@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import collect, loader, loop, save, startup
+from benchmarks import collect, loader, loop, reshard, save, startup
 from benchmarks.result import RATIO, Row, plain, ratios
 
 Main = Callable[[Sequence[str]], None]
@@ -15,7 +15,13 @@ Main = Callable[[Sequence[str]], None]
 
 @pytest.mark.parametrize(
     ("module", "main"),
-    [("loop", loop.main), ("save", save.main), ("loader", loader.main), ("startup", startup.main)],
+    [
+        ("loop", loop.main),
+        ("save", save.main),
+        ("reshard", reshard.main),
+        ("loader", loader.main),
+        ("startup", startup.main),
+    ],
 )
 def test_quick(module: str, main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--quick", "--folder", str(tmp_path)])
@@ -27,7 +33,9 @@ def test_quick(module: str, main: Main, tmp_path: Path, capsys: pytest.CaptureFi
     assert facts["versions"]["torch"]
     assert len(table) == len(facts["rows"]) + 1
     for row in facts["rows"]:
-        assert 0 < row["min"] <= row["median"] <= row["max"] < math.inf, row
+        assert row["min"] <= row["median"] <= row["max"] < math.inf, row
+        # A tiny state may fit into memory that a process has already.
+        assert row["min"] > 0 or "memory" in row["what"], row
     assert module == "startup" or any(row["unit"] == RATIO for row in facts["rows"])
     assert facts.get("largest_loss_difference", 0) < 1e-4
     assert list(tmp_path.iterdir()) == []

@@ -65,6 +65,16 @@ def test_the_copy_is_taken_before_training_goes_on(tmp_path: Path) -> None:
     assert torch.equal(target["model"]["w"], state(1)["model"]["w"])
 
 
+def test_a_save_waits_for_the_one_before(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    saver = Saver(store, WORLD)
+    for step in (1, 2, 3):
+        saver.start(state(step), meta(step))
+        assert store.steps() in (list(range(1, step)), list(range(1, step + 1)))
+    saver.wait()
+    assert store.steps() == [1, 2, 3]
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

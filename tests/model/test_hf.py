@@ -1,6 +1,7 @@
 """Exchange with transformers: equal logits in both directions, and refusals that name the field."""
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,18 @@ def load_ours(directory: Path) -> Transformer:
     return model
 
 
-def exported(tmp_path: Path, config: ModelConfig = CONFIG) -> Path:
+def export(config: ModelConfig, state: dict[str, Tensor], directory: Path, **options: Any) -> None:
+    """Export tensors that are all in memory."""
+
+    def read(names: list[str]) -> dict[str, Tensor]:
+        return {name: state[name] for name in names}
+
+    export_hf(config, state, read, directory, **{"max_positions": 64, **options})
+
+
+def exported(tmp_path: Path, config: ModelConfig = CONFIG, **options: Any) -> Path:
     directory = tmp_path / "hf"
-    export_hf(config, build(config).state_dict(), directory, max_positions=64)
+    export(config, build(config).state_dict(), directory, **options)
     return directory
 
 
@@ -94,7 +104,7 @@ def test_transformers_computes_the_same_from_an_export(name: str, tmp_path: Path
     config = replace(CONFIG, **SHAPES[name])  # type: ignore[arg-type]
     model = build(config)
     directory = tmp_path / "new" / "folder"
-    export_hf(config, model.state_dict(), directory, end_of_text_id=150, max_positions=64)
+    export(config, model.state_dict(), directory, end_of_text_id=150)
     theirs, info = LlamaForCausalLM.from_pretrained(directory, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -103,6 +113,66 @@ def test_transformers_computes_the_same_from_an_export(name: str, tmp_path: Path
     assert theirs.generation_config.eos_token_id == 150
     assert theirs.dtype == torch.float32
     assert_same_function(model, theirs.eval())
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_transformers_computes_the_same_from_several_files(name: str, tmp_path: Path) -> None:
+    config = replace(CONFIG, **SHAPES[name])  # type: ignore[arg-type]
+    directory = exported(tmp_path, config, shard_bytes=20_000)
+    theirs, info = LlamaForCausalLM.from_pretrained(directory, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert_same_function(build(config), theirs.eval())
+    assert_same_function(load_ours(directory), theirs)
+
+
+def test_several_files_are_as_hugging_face_lays_them_out(tmp_path: Path) -> None:
+    """Names, index and limit, compared with what transformers itself makes of the model."""
+    directory = exported(tmp_path, shard_bytes=20_000)
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    theirs = tmp_path / "theirs"
+    LlamaForCausalLM.from_pretrained(directory).save_pretrained(theirs, max_shard_size=20_000)
+    index_theirs = json.loads((theirs / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == index_theirs["weight_map"].keys()
+    assert index["metadata"]["total_size"] == index_theirs["metadata"]["total_size"]
+    files = sorted(path.name for path in directory.glob("*.safetensors"))
+    count = len(files)
+    assert count > 3
+    assert files == [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    for name in files:
+        tensors = load_file(directory / name)
+        assert all(index["weight_map"][tensor] == name for tensor in tensors)
+        assert len(tensors) == 1 or sum(t.nbytes for t in tensors.values()) <= 20_000
+    assert set(index["weight_map"].values()) == set(files)
+
+
+def test_one_file_when_all_fit_exactly(tmp_path: Path) -> None:
+    size = sum(p.nbytes for p in build(CONFIG).parameters())
+    directory = exported(tmp_path, shard_bytes=size)
+    assert [p.name for p in directory.glob("model*")] == ["model.safetensors"]
+    export(CONFIG, build(CONFIG).state_dict(), tmp_path / "two", shard_bytes=size - 1)
+    assert len(list((tmp_path / "two").glob("model-*.safetensors"))) == 2
+
+
+def test_the_tensors_of_a_file_are_gone_before_the_next_are_read(tmp_path: Path) -> None:
+    state = {name: p.detach() for name, p in build(CONFIG).named_parameters()}
+    described = {name: tensor.to("meta") for name, tensor in state.items()}
+    alive: list[weakref.ref[Tensor]] = []
+    sizes: list[int] = []
+
+    def read(names: list[str]) -> dict[str, Tensor]:
+        assert all(reference() is None for reference in alive)
+        made = {name: state[name].clone() for name in names}
+        alive.extend(weakref.ref(tensor) for tensor in made.values())
+        sizes.append(sum(tensor.nbytes for tensor in made.values()))
+        return made
+
+    limit = max(tensor.nbytes for tensor in state.values())
+    export_hf(CONFIG, described, read, tmp_path / "hf", max_positions=64, shard_bytes=limit)
+    assert max(sizes) <= limit
+    assert sum(sizes) == sum(tensor.nbytes for tensor in state.values())
+    _, again = import_hf(tmp_path / "hf")
+    assert all(torch.equal(again[name], state[name]) for name in state)
 
 
 @pytest.mark.parametrize("shard_size", ["5GB", "20KB"])
@@ -149,7 +219,7 @@ def test_export_has_the_keys_of_transformers_4_and_5(tmp_path: Path) -> None:
 def test_round_trip_is_bitwise(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     config = replace(CONFIG, **SHAPES[name])  # type: ignore[arg-type]
     state = build(config).to(dtype).state_dict()
-    export_hf(config, state, tmp_path / "hf", max_positions=64)
+    export(config, state, tmp_path / "hf")
     config_again, state_again = import_hf(tmp_path / "hf")
     assert config_again == config
     assert state_again.keys() == state.keys()
@@ -161,14 +231,14 @@ def test_state_of_a_tied_model_needs_no_head(tmp_path: Path) -> None:
     model = build(CONFIG)
     state = {name: p.detach() for name, p in model.named_parameters()}
     assert "head.weight" not in state
-    export_hf(CONFIG, state, tmp_path / "hf", max_positions=64)
+    export(CONFIG, state, tmp_path / "hf")
     assert "lm_head.weight" not in load_file(tmp_path / "hf" / "model.safetensors")
 
 
 class TestExportRefuses:
     def refusal(self, config: ModelConfig, state: dict[str, Tensor], directory: Path) -> str:
         with pytest.raises(UserError) as error:
-            export_hf(config, state, directory, max_positions=64)
+            export(config, state, directory)
         return str(error.value)
 
     def test_qk_norm(self, tmp_path: Path) -> None:
