@@ -15,8 +15,9 @@ _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns 
   llm-pretrain tree   RUNS                            who came from whom, and how each stands
   llm-pretrain report RUNS                            write an HTML page about the runs
   llm-pretrain export RUN FOLDER [step=N]             write Hugging Face Llama weights
+  llm-pretrain estimate [KEY=VALUE ...]               memory, traffic and speed of a run to come
 
-'llm-pretrain train --help' and 'llm-pretrain branch --help' explain every KEY.
+'llm-pretrain train --help', 'branch --help' and 'estimate --help' explain every KEY.
 Exit codes: 0 done, 2 bad input, 75 stopped on request and saved: run it again to go on."""
 
 
@@ -33,6 +34,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         "tree": _tree,
         "report": _report,
         "export": _export,
+        "estimate": _estimate,
     }
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_HELP)
@@ -78,6 +80,17 @@ def _export(arguments: Sequence[str]) -> int:
     from llm_pretrain.export import export
 
     return export(arguments)
+
+
+def _estimate(arguments: Sequence[str]) -> int:
+    if any(a in ("--help", "-h") for a in arguments):
+        from llm_pretrain.config.help import estimate_help
+
+        print(estimate_help())
+        return EXIT_OK
+    from llm_pretrain.estimate.command import estimate
+
+    return estimate(arguments)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class Saver:
             raise error
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until nothing is written any more, whether it failed or not; `timeout` in seconds."""
+        """Wait until nothing is written any more, failed or not, or for `timeout` seconds."""
         if self._thread is not None:
             self._thread.join(timeout)
             self._thread = None

@@ -45,9 +45,11 @@ def groups(search: Sequence[Path] = ()) -> dict[str, list[str]]:
     return {group: sorted(options) for group, options in sorted(found.items())}
 
 
-def compose(overrides: Sequence[str], config_dir: Path | None = None) -> schema.TrainConfig:
-    """Compose conf/train.yaml with `overrides`. Raises UserError for anything wrong in them."""
-    return build_train(_compose("train", overrides, schema.TrainConfig, config_dir))
+def compose(
+    overrides: Sequence[str], config_dir: Path | None = None, *, name: str = "train"
+) -> schema.TrainConfig:
+    """Compose conf/NAME.yaml with `overrides`. Raises UserError for anything wrong in them."""
+    return build_train(_compose(name, overrides, schema.TrainConfig, config_dir))
 
 
 def compose_branch(overrides: Sequence[str]) -> schema.BranchArgs:

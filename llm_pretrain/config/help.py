@@ -27,6 +27,27 @@ Without at= or ends=, the plan in the run's own config is used. Any field of a r
 from its parent can be overridden beside these (see llm-pretrain train --help).
 """
 
+_ESTIMATE = """usage: llm-pretrain estimate [KEY=VALUE ...] [--json] [--config-dir DIR]
+
+Says from the config alone, without a GPU, what a run needs and how fast it may be: memory of a
+device and of its host, bytes a rank sends, seconds of an update. Layouts that cannot work are
+refused. --json prints the numbers for a program, in bytes and seconds.
+
+What is not given is as in conf/estimate.yaml: bf16, 4096 sequences of 4096 tokens an update,
+micro-batches of 4, recompute=block, cluster=alps_clariden. A run of your own is described by
+experiment=NAME, where it runs by cluster=PROFILE cluster.nodes=N.
+
+Exit codes: 0 it fits, or the profile does not know the memory; 3 it does not fit; 2 bad input.
+"""
+_ESTIMATED = ("model", "data", "precision", "engine", "cluster")
+_UNREAD = (
+    "data.cache",
+    "data.workers",
+    "data.validation_fraction",
+    "data.tokenizer",
+    "data.sources",
+)
+
 
 def train_help() -> str:
     """Help of `llm-pretrain train`."""
@@ -38,6 +59,18 @@ def train_help() -> str:
     return "\n".join(lines)
 
 
+def estimate_help() -> str:
+    """Help of `llm-pretrain estimate`: the fields that it depends on; any other is allowed."""
+    lines = [_ESTIMATE, "Groups (choose with GROUP=OPTION):"]
+    for group, options in groups().items():
+        if group in (*_ESTIMATED, "experiment"):
+            lines += _wrap(f"{group}: {', '.join(options)}", "  ")
+    lines.append("\nFields (KEY=VALUE), with the defaults of a run:")
+    others = [f.name for f in dataclasses.fields(schema.TrainConfig) if f.name not in _ESTIMATED]
+    lines += _describe(schema.TrainConfig, "", skip=(*others, *_UNREAD))
+    return "\n".join(lines)
+
+
 def branch_help() -> str:
     """Help of `llm-pretrain branch`."""
     return "\n".join([_BRANCH, *_describe(schema.BranchArgs, "", skip=("overrides",))])
@@ -46,13 +79,13 @@ def branch_help() -> str:
 def _describe(cls: Any, prefix: str, skip: tuple[str, ...] = ()) -> Iterator[str]:
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        if field.name in skip:
-            continue
         name, hint = prefix + field.name, hints[field.name]
+        if name in skip:
+            continue
         text = _docstring(cls, field.name)
         if hasattr(hint, "__pydantic_fields__"):
             yield from _wrap(f"{name}: {(hint.__doc__ or '').strip()}", "  ")
-            yield from _describe(hint, f"{name}.")
+            yield from _describe(hint, f"{name}.", skip)
         elif typing.get_origin(hint) is dict:
             yield from _wrap(f"{name}: {text}", "  ")
             yield from _describe(typing.get_args(hint)[1], f"{name}.NAME.")

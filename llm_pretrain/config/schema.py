@@ -221,10 +221,8 @@ class EngineConfig:
     which overlaps one."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """What lives in host memory, where the update then happens. optimizer (deepspeed): moments and
-    float32 master weights. all (fsdp, or deepspeed at zero_stage 3): parameters too."""
-    super_offload: bool = False
-    """deepspeed at zero_stage 3 with offload=optimizer, on Grace Hopper: DeepSpeed's SuperOffload,
-    which overlaps the update on the CPU with the backward pass."""
+    float32 master weights. all (fsdp, or deepspeed at zero_stage 3): parameters too. DeepSpeed's
+    SuperOffload is not among them: it keeps moments where no checkpoint can read them."""
     recompute: Literal["none", "block"] = "none"
     """block: keep only each block's input for the backward pass and compute the rest again."""
     compile: bool = False

@@ -137,7 +137,8 @@ def _total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     million numbers is 1e-5 off, of 16 million 7e-4, and depends on how they are cut over ranks.
     """
     norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]
-    return torch.linalg.vector_norm(torch.stack(norms)).float()
+    total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total.float()
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

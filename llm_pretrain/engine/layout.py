@@ -121,11 +121,6 @@ def _check_deepspeed(engine: EngineConfig) -> None:
             f"engine.offload: 'all' needs engine.zero_stage=3, not {engine.zero_stage}; at stages "
             "1 and 2 use engine.offload=optimizer"
         )
-    if engine.super_offload:
-        raise UserError(
-            "engine.super_offload: DeepSpeed keeps its moments in a process of its own, where no "
-            "checkpoint can reach them; use engine.offload=optimizer without it"
-        )
     if engine.compile and engine.zero_stage == 3:
         raise UserError(
             "engine.compile: at zero_stage=3 DeepSpeed works between the modules of a block, which "
@@ -139,5 +134,3 @@ def _check_fsdp(engine: EngineConfig) -> None:
             "engine.offload: 'optimizer' is for engine=deepspeed; FSDP2 offloads parameters and "
             "moments together: use engine.offload=all"
         )
-    if engine.super_offload:
-        raise UserError("engine.super_offload: is DeepSpeed's; it needs engine=deepspeed")

@@ -15,6 +15,7 @@ from llm_pretrain.data.loader import Loader
 from llm_pretrain.data.prepare import Prepared, prepare
 from llm_pretrain.engine.build import build_engine
 from llm_pretrain.engine.layout import passes
+from llm_pretrain.engine.zero_config import require_deepspeed
 from llm_pretrain.errors import EXIT_CONTINUE, EXIT_OK, DamagedCheckpointError, UserError
 from llm_pretrain.runs import Run, new_record, now
 from llm_pretrain.schedule.schedule import schedule_of
@@ -44,6 +45,8 @@ class Session:
         """
         world = self.world
         passes(self.config.data, world.layout)
+        if self.config.engine.name == "deepspeed":
+            require_deepspeed()
         data = _with_own_tokenizer(self.config.data, self.path)
         world.on_main(lambda: _fill_cache(data))
         prepared = prepare(data)

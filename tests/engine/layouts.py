@@ -1,16 +1,22 @@
 """The layouts and engines that must all train the same model, and how to train one of them."""
 
-import re
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from tests.engine.ranks import Zygote
-from tests.support import CONF, metrics
+from tests.support import CONF, metrics, tensors
 
 STEPS = 12
 BATCH = 8
 KEYS = ("loss", "grad_norm", "val_loss")
+
+STATE_BOUND = 1e-5
+"""Parameters and moments after twelve steps in float32, relative to a tensor's largest value."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,16 @@ class Fleet:
     place: Path
     cache: Path
     zygote: Callable[[Layout], Zygote]
+    runs: dict[tuple[int, tuple[str, ...]], Path] = field(default_factory=dict)
 
     def train(self, layout: Layout, *overrides: str, experiment: str = "proof") -> Path:
         """The directory of the finished run; a second call with the same arguments is free."""
-        asked = [f"experiment={experiment}", *layout.arguments, *overrides]
-        key = [str(layout.ranks), *asked]
-        path = self.place / re.sub(r"[^\w.-]+", "_", "-".join(key))
-        if not path.exists():
+        asked = (f"experiment={experiment}", *layout.arguments, *overrides)
+        path = self.runs.get((layout.ranks, asked))
+        if path is None:
+            path = self.place / f"run{len(self.runs)}"
             self.command(layout, f"run.dir={path}", *asked, f"data.cache={self.cache}")
+            self.runs[layout.ranks, asked] = path
         return path
 
     def command(self, layout: Layout, *arguments: str) -> None:
@@ -90,6 +98,32 @@ def differences(a: Path, b: Path, after: int = 0) -> Iterator[tuple[int, str, fl
         for key in KEYS:
             if key in row:
                 yield row["step"], key, abs(row[key] / other[key] - 1)
+
+
+def fp32_bound(step: int) -> float:
+    """1e-6 after the first step, 1e-5 after the last: training amplifies what differs."""
+    return 1e-6 * math.pow(10, (step - 1) / (STEPS - 1))
+
+
+def assert_close_states(a: Path, b: Path, step: int, bound: float) -> None:
+    """The checkpoints of two runs hold the same parameters and moments, to `bound` of the largest.
+
+    Names, shapes and types are equal; only the generator states belong to ranks.
+    """
+    state, other = (dict(_leaves({**tensors(p, step), "rng": {}})) for p in (a, b))
+    assert state.keys() == other.keys()
+    for name, value in state.items():
+        assert (value.shape, value.dtype) == (other[name].shape, other[name].dtype), name
+        error = (value - other[name]).abs().max().item()
+        assert error <= bound * other[name].abs().max().item(), f"{name}: {error}"
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def table(runs: dict[str, Path]) -> str:

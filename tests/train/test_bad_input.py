@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ def refused(
         (["data.global_batch=9"], ["data.global_batch", "9"]),
         (["model.vocab_size=399"], ["model.vocab_size", "399", "400"]),
         (["engine.device=cuda"], ["engine.device", "cuda"]),
+        (["engine.tensor=3"], ["engine.tensor", "3", "model.heads=2"]),
+        (["engine.shard=2"], ["shard=2", "1 ranks"]),
         (["run.name=a/b"], ["run.name", "a/b"]),
         (["plan=[{ends: [20 steps], cooldown: {length: 30 steps}}]"], ["cooldown.length", "30"]),
         (["plan=[{at: [20 steps], overrides: ['optimzer.lr=3']}]"], ["optimzer.lr", "optimizer"]),
@@ -48,6 +51,21 @@ def test_values(
     overrides: list[str], words: list[str],
 ) -> None:  # fmt: skip
     refused(capsys, train(tmp_path / "run", *overrides), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_engine_that_is_not_installed(
+    train: Train,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("llm_pretrain.engine.zero_config.version", version)
+    code = train(tmp_path / "run", "engine=deepspeed")
+    refused(capsys, code, "engine", "pip install 'llm-pretrain[deepspeed]'", "engine=fsdp")
     assert not list(tmp_path.iterdir())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.ranks import Zygote
 from tests.support import ROOT, metrics, record, tiny
 
 Train = Callable[..., int]
@@ -47,23 +48,12 @@ def test_two_ranks_equal_one(train: Train, tmp_path: Path, cache: Path) -> None:
     assert record(tmp_path / "two")["sessions"][0]["world_size"] == 2
 
 
-@pytest.mark.slow
-def test_a_micro_batch_larger_than_a_ranks_share(train: Train, tmp_path: Path, cache: Path) -> None:
-    short = (f"data.cache={cache}", "schedule.total=6 steps", "data.micro_batch=8")
-    assert train(tmp_path / "one", *short) == 0
-    done = torchrun(4, tiny(tmp_path / "four", *short))
-    assert done.returncode == 0, done.stderr
-    assert_close_runs(tmp_path / "one", tmp_path / "four")
-
-
-@pytest.mark.slow
 def test_one_goes_on_where_two_stopped_and_branches(
-    train: Train, cli: Train, tmp_path: Path, cache: Path
+    train: Train, cli: Train, zygote: Zygote, tmp_path: Path, cache: Path
 ) -> None:
     assert train(tmp_path / "one") == 0
     place = tmp_path / "mixed"
-    done = torchrun(2, tiny(place, f"data.cache={cache}", "schedule.total=20 steps"))
-    assert done.returncode == 0, done.stderr
+    zygote.train(2, *tiny(place, f"data.cache={cache}", "schedule.total=20 steps"))
     assert cli("train", f"resume={place}", "schedule.total=40 steps") == 0
     assert_close_runs(tmp_path / "one", place)
     assert cli("branch", "apply", f"parent={place}", "at=[20 steps]") == 0

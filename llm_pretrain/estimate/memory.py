@@ -1,0 +1,73 @@
+"""Bytes that a rank needs, on its device and on its host."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.engine.layout import Layout
+from llm_pretrain.estimate.trace import CATEGORIES, Bytes, Trace
+
+GIB = 2**30
+RESERVE = 4 * GIB
+"""Assumed for what no trace sees: the CUDA context, NCCL's and cuBLAS's buffers, fragmentation."""
+CHECKPOINT_BYTES = 12
+"""Per parameter: itself and two moments in float32."""
+_PASSES = 3
+"""Passes after the second are like it, until the last."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What rank 0, which holds the largest parts, has at the worst moment of an update."""
+
+    held: Bytes
+    """Bytes on the device by category."""
+    when: str
+    """The stretch of the update in which that is."""
+    offloaded: Bytes
+    """Bytes in host memory by category."""
+    staging: int
+    """Bytes in host memory for the copy that a checkpoint is written from."""
+
+    @property
+    def device(self) -> int:
+        """Bytes on the device, with what is assumed for the rest."""
+        return sum(self.held.values()) + RESERVE
+
+    @property
+    def host(self) -> int:
+        """Bytes in host memory."""
+        return sum(self.offloaded.values()) + self.staging
+
+
+def memory_of(trace: Trace, config: TrainConfig, layout: Layout, passes: int) -> Memory:
+    """Memory of a rank that FSDP trains, or of a single process."""
+    layers = config.model.layers
+    parameters = trace.rest + trace.block * layers
+    state = {**dict.fromkeys(CATEGORIES, 0), "parameters": parameters, "moments": 2 * parameters}
+    hosted = ("parameters", "gradients", "moments") if config.engine.offload == "all" else ()
+    held, when = peak_of(trace, layers, passes, state, hosted)
+    offloaded: Bytes = {}
+    if hosted:
+        offloaded = {"parameters": parameters, "gradients": parameters, "moments": 2 * parameters}
+    copied = CHECKPOINT_BYTES // 4 * parameters
+    # Equal copies are shared out among the ranks that hold them.
+    return Memory(held, when, offloaded, -(-copied // layout.replicate))
+
+
+def peak_of(
+    trace: Trace, layers: int, passes: int, state: Bytes, hosted: Collection[str]
+) -> tuple[Bytes, str]:
+    """The worst moment of an update that begins with `state`, and the name of its stretch.
+
+    Categories in `hosted` do not count, since they are elsewhere.
+    """
+    now = dict(state)
+    best, worst, when = -1, now, ""
+    for stretch in trace.order(layers, min(passes, _PASSES)):
+        change, peak = stretch.memory(max(1, layers - 2 * trace.edge), hosted)
+        moment = {c: 0 if c in hosted else now[c] + peak[c] for c in CATEGORIES}
+        if sum(moment.values()) > best:
+            best, worst, when = sum(moment.values()), moment, stretch.segment.name
+        now = {c: now[c] + change[c] for c in CATEGORIES}
+    return worst, when

@@ -1,0 +1,106 @@
+"""Everything that is said of a run before it starts, as data."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.engine.layout import Layout, passes
+from llm_pretrain.errors import UserError
+from llm_pretrain.estimate.memory import CHECKPOINT_BYTES, Memory, memory_of
+from llm_pretrain.estimate.speed import Speed, missing_rates, speed_of
+from llm_pretrain.estimate.trace import Trace, trace
+from llm_pretrain.estimate.traffic import Flow, Link, Network, flows_of
+from llm_pretrain.estimate.zero import zero_flows, zero_memory, zero_speed
+from llm_pretrain.model.flops import parameter_count
+
+Recompute = Literal["none", "block"]
+RECOMPUTE: tuple[Recompute, ...] = ("none", "block")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need and how fast it may be."""
+
+    layout: Layout
+    passes: int
+    """Forward and backward passes of a rank for one update."""
+    parameters: int
+    """Of the whole model."""
+    memory: dict[Recompute, Memory]
+    """With each value of engine.recompute."""
+    flows: list[Flow]
+    speed: Speed | None
+    unknown: list[str]
+    """Why there is no speed."""
+    checkpoint: int
+    """Bytes of one checkpoint on disk, without a few kilobytes beside the tensors."""
+    saving: float | None
+    """Seconds to write one, if the profile knows the file system."""
+
+
+def estimate(config: TrainConfig) -> Estimate:
+    """Plan the run. Raises UserError when it could not start."""
+    layout = layout_of(config)
+    count = passes(config.data, layout)
+    network = Network(layout, config.cluster)
+    traces = {mode: _trace(config, layout, count, mode) for mode in RECOMPUTE}
+    chosen = traces[config.engine.recompute]
+    zero = config.engine.name == "deepspeed"
+    flows = (
+        zero_flows(chosen, config, layout, count)
+        if zero
+        else flows_of(chosen, config, network, count)
+    )
+    unknown = _unknown(config, {flow.purpose.link for flow in flows})
+    speed = None
+    if not unknown and zero:
+        speed = zero_speed(chosen, config, network, layout, count)
+    elif not unknown:
+        speed = speed_of(chosen, config, network, count, layout.size)
+    memory = zero_memory if zero else memory_of
+    parameters = parameter_count(config.model)
+    size, rate = CHECKPOINT_BYTES * parameters, config.cluster.hardware.file_system
+    return Estimate(
+        layout,
+        count,
+        parameters,
+        {mode: memory(t, config, layout, count) for mode, t in traces.items()},
+        flows,
+        speed,
+        unknown,
+        size,
+        size / (rate * 1e9) if rate else None,
+    )
+
+
+def _unknown(config: TrainConfig, links: set[Link]) -> list[str]:
+    """Reasons why no speed is estimated."""
+    reasons = []
+    if config.precision.name != "bf16":
+        reasons.append(f"profiles have no rates for precision={config.precision.name}")
+    if config.engine.offload != "none":
+        reasons.append("profiles have no rate of updates in host memory (engine.offload)")
+    missing = missing_rates(config, links)
+    return [*reasons, *(f"{name} is not known" for name in missing)]
+
+
+def layout_of(config: TrainConfig) -> Layout:
+    """The layout of the cluster's ranks. Raises UserError when it cannot be, or would be absurd."""
+    cluster, engine = config.cluster, config.engine
+    if cluster.devices_per_node % engine.tensor:
+        raise UserError(
+            f"engine.tensor: {engine.tensor} ranks that split matrices do not share a node of "
+            f"cluster.devices_per_node={cluster.devices_per_node}; use a divisor of it"
+        )
+    return Layout.of(engine, cluster.nodes * cluster.devices_per_node)
+
+
+def _trace(config: TrainConfig, layout: Layout, count: int, mode: Recompute) -> Trace:
+    """A trace with some value of engine.recompute; shorter where it is not the one asked for."""
+    # ZeRO's ranks compute what a single process does.
+    engine = config.engine
+    grouped = engine.name == "fsdp" and (layout.size > 1 or engine.offload != "none")
+    if mode != config.engine.recompute:
+        config = replace(config, engine=replace(config.engine, recompute=mode))
+        count = min(count, 2)
+    return trace(config, layout, count, grouped=grouped)

@@ -1,0 +1,180 @@
+"""kill -9 of one rank: the others end and say so, and the same command completes the run."""
+
+import functools
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from llm_pretrain.checkpoint.store import CheckpointStore
+from llm_pretrain.errors import EXIT_FAILED
+from llm_pretrain.runs import Run
+from tests.engine.ranks import Death, Done, Zygote
+from tests.support import ROOT, assert_same_run, record, tiny
+from tests.train.test_signals import wait_for_steps
+
+STEPS = 20
+LONG = 150
+KILLS = 5
+FSDP_STEP = "llm_pretrain.engine.fsdp:FsdpEngine.step"
+ZERO_STEP = "llm_pretrain.engine.deepspeed:DeepSpeedEngine.step"
+SHARDS = "llm_pretrain.checkpoint.saver:Saver._write_shards"
+
+Train = Callable[[Zygote, int, tuple[str, ...]], Path]
+
+
+def ask(place: Path, cache: Path, *overrides: str) -> list[str]:
+    """A run of twenty steps with a checkpoint after every fifth."""
+    every = [f"checkpoint.{name}=5 steps" for name in ("every", "keep_every")]
+    batch = ("data.global_batch=12", "data.micro_batch=1", f"schedule.total={STEPS} steps")
+    return tiny(place, f"data.cache={cache}", *every, *batch, *overrides)
+
+
+@pytest.fixture(scope="module")
+def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """The run that nobody hits, trained once for each engine and number of ranks."""
+
+    @functools.cache
+    def train(zygote: Zygote, size: int, overrides: tuple[str, ...]) -> Path:
+        place = tmp_path_factory.mktemp("whole") / "run"
+        zygote.train(size, *ask(place, cache, *overrides))
+        return place
+
+    return train
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run that is hit, and the same one left in peace."""
+
+    zygote: Zygote
+    size: int
+    arguments: list[str]
+    run: Path
+    whole: Path
+
+    def start(self, die: Death | None = None, kill: tuple[int, float] | None = None) -> Done:
+        """Start the run, or go on with it: the same command each time."""
+        return self.zygote.run(self.size, ["train", *self.arguments], die=die, kill=kill)
+
+    def hit(self, death: Death, saved: Sequence[int]) -> None:
+        """A rank dies at a definite point, when the last checkpoint is one of `saved`."""
+        done = self.start(die=death)
+        assert done.codes[death.rank] == -signal.SIGKILL, done
+        # The limit of the zygote and engine.timeout are minutes away: they ended by themselves.
+        for rank in set(range(self.size)) - {death.rank}:
+            assert done.codes[rank] == EXIT_FAILED, done
+            assert f"error: rank {rank}: another rank is lost" in done.output(rank)
+            assert "Traceback" not in done.output(rank)
+        assert self.last_checkpoint() in saved
+        assert Run(self.run).status == ("lost" if death.rank == 0 else "failed")
+
+    def last_checkpoint(self) -> int:
+        """Its step, or 0; every checkpoint that a reader would see is whole."""
+        store = CheckpointStore(self.run / "checkpoints")
+        return max((store.verify(step).step for step in store.steps()), default=0)
+
+    def complete(self) -> None:
+        """Once more, and the run is what it would have been."""
+        done = self.start()
+        assert not any(done.codes), done
+        assert_same_run(self.run, self.whole, STEPS)
+
+
+@pytest.fixture
+def trial(whole: Train, cache: Path, tmp_path: Path) -> Callable[..., Trial]:
+    """A trial on so many ranks: trial(zygote, size, *overrides)."""
+
+    def make(zygote: Zygote, size: int, *overrides: str) -> Trial:
+        place = tmp_path / "run"
+        peaceful = whole(zygote, size, overrides)
+        return Trial(zygote, size, ask(place, cache, *overrides), place, peaceful)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "size,death,saved",
+    [
+        # During a step, the save of the tenth may still be going on.
+        (2, Death(FSDP_STEP, 13, "before", rank=1), [5, 10]),
+        (2, Death(FSDP_STEP, 13, "after", rank=0), [5, 10]),
+        (4, Death(FSDP_STEP, 1, "before", rank=2), [0]),
+        (2, Death(SHARDS, 2, "before", rank=1), [5]),
+        (3, Death(SHARDS, 4, "after", rank=2), [15]),
+        (2, Death(SHARDS, 4, "after", rank=0), [15]),
+    ],
+)
+def test_fsdp(
+    zygote: Zygote, trial: Callable[..., Trial], size: int, death: Death, saved: list[int]
+) -> None:
+    tried = trial(zygote, size)
+    tried.hit(death, saved)
+    tried.complete()
+    assert record(tried.run)["sessions"][-1]["from_step"] in saved
+
+
+@pytest.mark.parametrize(
+    "death,saved",
+    [
+        (Death(ZERO_STEP, 13, "after", rank=1), [5, 10]),
+        (Death(SHARDS, 3, "before", rank=0), [10]),
+    ],
+)
+def test_zero(
+    deepspeed_zygote: Zygote, trial: Callable[..., Trial], death: Death, saved: list[int]
+) -> None:
+    tried = trial(deepspeed_zygote, 2, "engine=deepspeed", "engine.zero_stage=3")
+    tried.hit(death, saved)
+    tried.complete()
+
+
+@pytest.mark.slow
+def test_at_random_moments(zygote: Zygote, whole: Train, cache: Path, tmp_path: Path) -> None:
+    """Any rank at any time, the rendezvous included, where only engine.timeout ends the others."""
+    overrides = ("engine.timeout=15",)
+    peaceful = whole(zygote, 3, overrides)
+    timed = zygote.train(3, *ask(tmp_path / "timed", cache, *overrides))
+    draw, kills = random.Random(41), 0
+    for attempt in itertools.count():
+        if kills == KILLS:
+            break
+        place = tmp_path / str(attempt)
+        tried = Trial(zygote, 3, ask(place, cache, *overrides), place, peaceful)
+        while kills < KILLS:
+            done = tried.start(kill=(draw.randrange(3), draw.random() * timed.seconds[0]))
+            tried.last_checkpoint()
+            if not any(done.codes):
+                break
+            kills += 1
+        tried.complete()
+
+
+@pytest.mark.slow
+def test_under_torchrun(zygote: Zygote, tiny_corpus: Path, cache: Path, tmp_path: Path) -> None:
+    """Its agent ends the other ranks, and the run goes on without an agent."""
+    long = (f"schedule.total={LONG} steps", "checkpoint.every=25 steps", "engine.shard=2")
+    arguments = ask(tmp_path / "run", cache, *long)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    process = subprocess.Popen(
+        [*launcher, "--nproc-per-node=2", "-m", "llm_pretrain.train", *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_steps(tmp_path / "run", 40)
+    os.kill(record(tmp_path / "run")["sessions"][0]["pid"], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert Run(tmp_path / "run").status == "lost"
+    zygote.train(2, *arguments)
+    zygote.train(2, *ask(tmp_path / "whole", cache, *long))
+    assert_same_run(tmp_path / "run", tmp_path / "whole", LONG)
+    assert record(tmp_path / "run")["sessions"][1]["from_step"] in range(25, LONG, 25)
