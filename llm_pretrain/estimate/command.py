@@ -26,7 +26,10 @@ def estimate(arguments: Sequence[str]) -> int:
     found = plan(config)
     told = verdict(found, config)
     if flags:
-        print(json.dumps({**dataclasses.asdict(found), "verdict": told}, indent=2))
+        data = dataclasses.asdict(found)
+        for mode, memory in found.memory.items():
+            data["memory"][mode] |= {"device": memory.device, "host": memory.host}
+        print(json.dumps({**data, "verdict": told}, indent=2))
     else:
         show(found, config)
     return EXIT_DOES_NOT_FIT if told.startswith("does not fit") else EXIT_OK

@@ -12,8 +12,6 @@ RESERVE = 4 * GIB
 """Assumed for what no trace sees: the CUDA context, NCCL's and cuBLAS's buffers, fragmentation."""
 CHECKPOINT_BYTES = 12
 """Per parameter: itself and two moments in float32."""
-_PASSES = 3
-"""Passes after the second are like it, until the last."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,8 @@ def peak_of(
     """
     now = dict(state)
     best, worst, when = -1, now, ""
-    for stretch in trace.order(layers, min(passes, _PASSES)):
+    # More passes than were traced repeat what one of these does.
+    for stretch in trace.order(layers, min(passes, trace.passes)):
         change, peak = stretch.memory(max(1, layers - 2 * trace.edge), hosted)
         moment = {c: 0 if c in hosted else now[c] + peak[c] for c in CATEGORIES}
         if sum(moment.values()) > best:

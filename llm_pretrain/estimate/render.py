@@ -42,7 +42,7 @@ def show(estimate: Estimate, config: TrainConfig) -> None:
         console.print(escape(f"no speed: {'; '.join(estimate.unknown)}"), highlight=False)
     _list(console, "Notes", [*_notes(estimate, config)])
     if estimate.speed:
-        _list(console, "Assumed", [*ASSUMPTIONS, *_assumed(config)])
+        _list(console, "Assumed", [*ASSUMPTIONS, _rates(config)])
         _list(console, f"Sources of cluster={config.cluster.name}", config.cluster.hardware.sources)
 
 
@@ -166,20 +166,23 @@ def _notes(estimate: Estimate, config: TrainConfig) -> Iterator[str]:
         )
     if speed and speed.waiting > speed.step / 5:
         yield (
-            f"{speed.waiting / speed.step:.0%} of the time goes by waiting for the network: larger "
-            "micro-batches, smaller engine.shard or larger engine.tensor lessen it"
+            f"{speed.waiting / speed.step:.0%} of the time goes by waiting for the network; larger "
+            "micro-batches or engine.reshard_after_forward=false need more memory and less of it"
         )
     if config.engine.compile:
         yield "compiled blocks are estimated as if they were not, and will need less"
 
 
-def _assumed(config: TrainConfig) -> Iterator[str]:
+def _rates(config: TrainConfig) -> str:
     hardware = config.cluster.hardware
-    yield (
-        f"rates: matmul {hardware.matmul:g} and attention {hardware.attention:g} TFLOP/s, memory "
-        f"{hardware.memory_bandwidth:g} GB/s, inside a node {hardware.inside_node:g} GB/s, between "
-        f"nodes {hardware.between_nodes:g} GB/s a device"
+    known = (
+        ("matmul", hardware.matmul, "TFLOP/s"),
+        ("attention", hardware.attention, "TFLOP/s"),
+        ("memory", hardware.memory_bandwidth, "GB/s"),
+        ("inside a node", hardware.inside_node, "GB/s"),
+        ("between nodes", hardware.between_nodes, "GB/s for each device"),
     )
+    return "rates: " + ", ".join(f"{n} {rate:g} {unit}" for n, rate, unit in known if rate)
 
 
 def _list(console: Console, title: str, lines: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Bytes that a rank sends in an update, by purpose and by link."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,11 +125,11 @@ def link_of(ranks: tuple[int, ...], world: int, per_node: int) -> tuple[Link, in
 def flows_of(trace: Trace, config: TrainConfig, network: Network, passes: int) -> list[Flow]:
     """The exchanges of one update, in the order in which their kinds first come."""
     counts: Counter[Purpose] = Counter()
-    sent: Counter[Purpose] = Counter()
+    sent: defaultdict[Purpose, float] = defaultdict(float)
     times = Counter(id(s) for s in trace.order(config.model.layers, passes))
     for stretch in trace.stretches:
         for collective in stretch.segment.collectives:
             purpose = network.purpose(stretch.segment, collective)
             counts[purpose] += times[id(stretch)]
-            sent[purpose] += times[id(stretch)] * network.sent(collective)  # type: ignore[assignment]
+            sent[purpose] += times[id(stretch)] * network.sent(collective)
     return [Flow(purpose, count, sent[purpose]) for purpose, count in counts.items() if count]

@@ -53,8 +53,11 @@ def zero_memory(trace: Trace, config: TrainConfig, layout: Layout, passes: int) 
             "gradients": sizes.whole if engine.zero_stage == 1 else 0,
             "moments": 0,
         }
-    # One bucket fills while the other one is reduced.
-    buffers = _BUCKET_BYTES + (sizes.live if partitioned else _BUCKET_BYTES)
+    if partitioned:
+        buffers = sizes.live + _BUCKET_BYTES
+    else:
+        # On a GPU one bucket fills while the other one is reduced.
+        buffers = _BUCKET_BYTES * (1 if engine.device == "cpu" else 2)
     held = {**held, **state, "gathered": held["gathered"] + buffers}
     return Memory(held, when, offloaded, CHECKPOINT_BYTES // 4 * sizes.part)
 

@@ -15,8 +15,9 @@ STEPS = 12
 BATCH = 8
 KEYS = ("loss", "grad_norm", "val_loss")
 
-STATE_BOUND = 1e-5
-"""Parameters and moments after twelve steps in float32, relative to a tensor's largest value."""
+STATE_BOUND = 3e-5
+"""Parameters and moments after twelve steps in float32, relative to a tensor's largest value.
+Measured: 5e-6."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ class Fleet:
         self.zygote(layout).train(layout.ranks, f"--config-dir={CONF}", *arguments)
 
 
-def differences(a: Path, b: Path, after: int = 0) -> Iterator[tuple[int, str, float]]:
+def differences(a: Path, b: Path) -> Iterator[tuple[int, str, float]]:
     """Step, name and relative difference of every loss and norm that two runs measured."""
-    rows, others = ([r for r in metrics(p) if r["step"] > after] for p in (a, b))
+    rows, others = metrics(a), metrics(b)
     assert [(r["step"], r.keys()) for r in rows] == [(r["step"], r.keys()) for r in others]
     for row, other in zip(rows, others, strict=True):
         for key in KEYS:

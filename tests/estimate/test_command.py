@@ -100,6 +100,8 @@ def test_offloaded_state_is_on_the_host(cli: Cli, capsys: pytest.CaptureFixture[
     assert sum(before["held"][name] for name in ("parameters", "moments")) == 3 * part
     assert [after["held"][name] for name in state] == [0, 0, 0]
     assert sum(after["offloaded"].values()) == 4 * part
+    assert after["host"] == 7 * part
+    assert before["device"] - after["device"] >= 3 * part
     assert before["staging"] == after["staging"] == 3 * part
 
 
@@ -107,7 +109,7 @@ def test_offloaded_state_is_on_the_host(cli: Cli, capsys: pytest.CaptureFixture[
 # no stragglers in the estimate, other power limits: only the size of the number must be right.
 PUBLISHED = {
     "Apertus 70B, 4096 GH200, tensor 4, pipeline 8 (technical report)": (HEADLINE, 723, 1.25),
-    "8B, Megatron, one GH200 of four (lsaie-ss26-gipfelsturm)": (
+    "8B, GH200, Megatron (lsaie-ss26-gipfelsturm)": (
         ("model=llama_8b", "data.global_batch=8", "data.micro_batch=2"),
         10_900,
         1.25,

@@ -34,7 +34,8 @@ def test_links(
 
 
 def plan(*overrides: str) -> TrainConfig:
-    return compose([*overrides, "data.sequence_length=512"], name="estimate")
+    short = ("data.sequence_length=512", "data.micro_batch=1")
+    return compose([*overrides, *short], name="estimate")
 
 
 def volume(config: TrainConfig, *words: str) -> float:

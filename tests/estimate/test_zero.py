@@ -9,11 +9,12 @@ from llm_pretrain.model.flops import parameter_count
 from tests.estimate.planned import Case, measured
 
 STAGES = (1, 2, 3)
+LONG = ("model.layers=6", "data.sequence_length=512")
 BUCKET_BYTES = 200_000_000
 CASES = {
-    stage: Case(2, 2, ("engine=deepspeed", f"engine.zero_stage={stage}", "model.layers=6"))
-    for stage in STAGES
+    stage: Case(2, 2, ("engine=deepspeed", f"engine.zero_stage={stage}", *LONG)) for stage in STAGES
 }
+"""Sequences long enough for activations to matter beside the buckets."""
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,14 @@ def test_state_between_updates(stage: int, real: dict[int, Any]) -> None:
     if stage == 3:
         kept += held["gradients"] + BUCKET_BYTES
     assert kept == pytest.approx(real[stage]["held"], rel=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_peak(stage: int, real: dict[int, Any]) -> None:
+    case = CASES[stage]
+    held = zero_memory(case.trace(), case.config, case.layout, case.passes).held
+    assert sum(held.values()) == pytest.approx(real[stage]["held"] + real[stage]["peak"], rel=0.05)
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ Train = Callable[[Zygote, int, tuple[str, ...]], Path]
 def ask(place: Path, cache: Path, *overrides: str) -> list[str]:
     """A run of twenty steps with a checkpoint after every fifth."""
     every = [f"checkpoint.{name}=5 steps" for name in ("every", "keep_every")]
-    batch = ("data.global_batch=12", "data.micro_batch=1", f"schedule.total={STEPS} steps")
+    batch = ("data.global_batch=12", "data.micro_batch=12", f"schedule.total={STEPS} steps")
     return tiny(place, f"data.cache={cache}", *every, *batch, *overrides)
 
 
@@ -139,7 +139,7 @@ def test_zero(
 @pytest.mark.slow
 def test_at_random_moments(zygote: Zygote, whole: Train, cache: Path, tmp_path: Path) -> None:
     """Any rank at any time, the rendezvous included, where only engine.timeout ends the others."""
-    overrides = ("engine.timeout=15",)
+    overrides = ("engine.timeout=30",)
     peaceful = whole(zygote, 3, overrides)
     timed = zygote.train(3, *ask(tmp_path / "timed", cache, *overrides))
     draw, kills = random.Random(41), 0
