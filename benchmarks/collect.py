@@ -11,12 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import loader, loop, reshard, save, startup
+from benchmarks import engines, loader, loop, reshard, save, startup
 
 MODULES = {
     "loop": loop,
     "save": save,
     "reshard": reshard,
+    "engines": engines,
     "loader": loader,
     "startup": startup,
 }

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.loop import QUICK
-from benchmarks.result import Row, load_average, parser, report, workplace
+from benchmarks.result import Row, load_average, parser, ratios, report, workplace
 
 ROOT = Path(__file__).resolve().parents[1]
 ROUNDS = 2
@@ -43,8 +43,10 @@ def variants(ranks: int) -> dict[str, tuple[int, list[str]]]:
     return found
 
 
-def rates(ranks: int, overrides: Sequence[str], place: Path, steps: int) -> list[float]:
-    """Tokens per second of each logged stretch but the first two. Raises RuntimeError."""
+def stretches(
+    ranks: int, overrides: Sequence[str], place: Path, steps: int
+) -> list[dict[str, float]]:
+    """Rows of metrics.jsonl with a rate, but the first two. Raises RuntimeError."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [
@@ -66,20 +68,27 @@ def rates(ranks: int, overrides: Sequence[str], place: Path, steps: int) -> list
         raise RuntimeError(f"{overrides}: {done.stderr[-3000:]}")
     rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
     # The first update is logged on its own, and the stretch after it still warms up.
-    return [row["tokens_per_second"] for row in rows if "tokens_per_second" in row][2:]
+    return [row for row in rows if "tokens_per_second" in row][2:]
 
 
 def measure(place: Path, overrides: Sequence[str], quick: bool) -> list[Row]:
-    """A row for each variant."""
+    """Rows of each variant: its rate, the rate over that of one process, on a GPU its memory."""
     ranks = torch.cuda.device_count() or 2
-    chosen = variants(ranks)
-    samples: dict[str, list[float]] = {name: [] for name in chosen}
+    chosen = list(variants(ranks).items())[: 2 if quick else None]
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name, _ in chosen}
     cache = [f"data.cache={place / 'cache'}", *overrides]
     for turn in range(1 if quick else ROUNDS):
-        for i, (name, (count, own)) in enumerate(chosen.items()):
+        for i, (name, (count, own)) in enumerate(chosen):
             run = place / f"{turn}-{i}"
-            samples[name] += rates(count, [*own, *cache], run, 5 if quick else 50)
-    return [Row(name, "tokens/s", values) for name, values in samples.items()]
+            measured[name] += stretches(count, [*own, *cache], run, 5 if quick else 50)
+    rates = {name: [row["tokens_per_second"] for row in rows] for name, rows in measured.items()}
+    one = rates["one process"]
+    rows = [Row(name, "tokens/s", values) for name, values in rates.items()]
+    rows += [ratios(f"{n} / one process", values, one) for n, values in rates.items()][1:]
+    for name, found in measured.items():
+        memory = [row["peak_memory_gib"] for row in found if "peak_memory_gib" in row]
+        rows += [Row(f"{name}: peak memory", "GiB", memory)] if memory else []
+    return rows
 
 
 def main(arguments: Sequence[str]) -> None:

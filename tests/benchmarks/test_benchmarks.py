@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import collect, loader, loop, reshard, save, startup
+from benchmarks import collect, engines, loader, loop, reshard, save, startup
 from benchmarks.result import RATIO, Row, plain, ratios
 
 Main = Callable[[Sequence[str]], None]
@@ -19,6 +19,7 @@ Main = Callable[[Sequence[str]], None]
         ("loop", loop.main),
         ("save", save.main),
         ("reshard", reshard.main),
+        ("engines", engines.main),
         ("loader", loader.main),
         ("startup", startup.main),
     ],

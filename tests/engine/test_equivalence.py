@@ -76,6 +76,13 @@ def test_options_change_no_bit(fleet: Fleet, name: str, options: list[str]) -> N
     assert metrics(other) == metrics(plain)
 
 
+@pytest.mark.parametrize("name", ["FSDP 2", "HSDP 2x2"])
+def test_whole_gradients_between_the_passes(fleet: Fleet, name: str) -> None:
+    plain = fleet.train(LAYOUTS[name], "model.layers=2")
+    whole = fleet.train(LAYOUTS[name], "model.layers=2", "engine.accumulate=whole")
+    assert_same_training(whole, plain)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["FSDP 2", "tensor 2"])
 def test_compiled(fleet: Fleet, name: str) -> None:
