@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -95,21 +95,9 @@ class World:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Raise LostRankError for what torch raises when another rank is gone or too slow."""
-        try:
-            yield
-        except RuntimeError as error:
-            # Gloo's failures have no type of their own.
-            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-                raise
-            reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
-            raise LostRankError(
-                f"rank {self.rank}: another rank is lost or did not answer within engine.timeout "
-                f"({reason}); its own output says why. The last complete checkpoint is intact: "
-                "start the same command again"
-            ) from error
+    def watched(self) -> AbstractContextManager[None]:
+        """Raises LostRankError for what torch raises when another rank is gone or too slow."""
+        return _watched(self.rank)
 
 
 @contextmanager
@@ -125,18 +113,19 @@ def join(engine: EngineConfig) -> Iterator[World]:
     if size == 1 and engine.name == "fsdp" and engine.offload == "none":
         yield World(rank, layout, device)
         return
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        timeout=timedelta(seconds=engine.timeout),
-        # Alone, there is nobody to meet and no address to meet at.
-        store=HashStore() if size == 1 else None,
-        rank=rank,
-        world_size=size,
-    )
-    try:
+    with _watched(rank):
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=engine.timeout),
+            # Alone, there is nobody to meet and no address to meet at.
+            store=HashStore() if size == 1 else None,
+            rank=rank,
+            world_size=size,
+        )
         world = World(rank, layout, device, dist.new_group(timeout=_PATIENCE, backend="gloo"))
-        _check_devices(world)
-        with world.watched():
+    try:
+        with _watched(rank):
+            _check_devices(world)
             yield world
     except LostRankError:
         # To destroy the group could mean to wait for the rank that is gone.
@@ -145,6 +134,22 @@ def join(engine: EngineConfig) -> Iterator[World]:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+@contextmanager
+def _watched(rank: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo's failures have no type of their own.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+        raise LostRankError(
+            f"rank {rank}: another rank is lost or did not answer within engine.timeout "
+            f"({reason}); its own output says why. The last complete checkpoint is intact: "
+            "start the same command again"
+        ) from error
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -12,8 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from tests.engine.ranks import Zygote
-from tests.engine.ranks import zygote as start_zygote
+from tests.ranks.commands import Zygote
+from tests.ranks.commands import zygote as start_zygote
 from tests.support import command, tiny, write_corpus
 
 

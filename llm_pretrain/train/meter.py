@@ -17,7 +17,8 @@ class Meter:
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         dtype = torch.bfloat16 if config.precision.name == "bf16" else torch.float32
-        self.peak = peak(world.device, dtype)
+        # Ranks that share cores would slow each other's measurement.
+        self.peak = world.on_main(lambda: peak(world.device, dtype))
         length = config.data.sequence_length
         self._flops = flops_per_token(config.model, length, causal=False)
         self._causal_flops = flops_per_token(config.model, length, causal=True)

@@ -16,8 +16,8 @@ from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.engine.layout import Layout
 from llm_pretrain.errors import LostRankError, UserError
 from llm_pretrain.world import World
-from tests.checkpoint.ranks import RanksError, ends, run
 from tests.checkpoint.states import engine_state, load_engine, meta, save_engine, written, wrong
+from tests.ranks.functions import RanksError, ends, run
 
 PAIR = Layout(shard=2)
 

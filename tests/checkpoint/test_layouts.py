@@ -15,7 +15,6 @@ from llm_pretrain.checkpoint.staging import Stager
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.engine.layout import Layout
 from llm_pretrain.world import World
-from tests.checkpoint.ranks import run
 from tests.checkpoint.states import (
     dcp_tensors,
     engine_state,
@@ -27,6 +26,7 @@ from tests.checkpoint.states import (
     written,
     wrong,
 )
+from tests.ranks.functions import run
 
 LAYOUTS = {
     "one": Layout(),

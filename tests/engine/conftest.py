@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.layouts import Fleet, Layout
-from tests.engine.ranks import Zygote
+from tests.ranks.commands import Zygote
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.engine.ranks import Zygote
+from tests.ranks.commands import Zygote
 from tests.support import CONF, metrics, tensors
 
 STEPS = 12

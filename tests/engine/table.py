@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.engine.layouts import LAYOUTS, Fleet, table
-from tests.engine.ranks import zygote
+from tests.ranks.commands import zygote
 from tests.support import write_corpus
 
 

@@ -11,8 +11,7 @@ import torch
 
 from llm_pretrain.config.schema import ModelConfig
 from llm_pretrain.engine.build import build_engine
-from tests.engine.crew import Crew
-from tests.engine.ranks import Zygote
+from llm_pretrain.engine.layout import Layout
 from tests.engine.zero import (
     ODD,
     SMALL,
@@ -35,6 +34,8 @@ from tests.engine.zero import (
     with_small_buckets,
     zero,
 )
+from tests.ranks.commands import Zygote
+from tests.ranks.functions import Crew
 from tests.support import CONF
 
 VARIANTS = [
@@ -47,7 +48,7 @@ VARIANTS = [
 @pytest.fixture(scope="module")
 def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
     """Two ranks."""
-    two = Crew(2, tmp_path_factory.mktemp("crew"))
+    two = Crew(Layout(shard=2), tmp_path_factory.mktemp("crew"))
     yield two
     two.close()
 
@@ -55,7 +56,7 @@ def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
     """Three ranks."""
-    ranks = Crew(3, tmp_path_factory.mktemp("three"))
+    ranks = Crew(Layout(shard=3), tmp_path_factory.mktemp("three"))
     yield ranks
     ranks.close()
 

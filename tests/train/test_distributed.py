@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.ranks import Zygote
+from tests.ranks.commands import Zygote
 from tests.support import ROOT, metrics, record, tiny
 
 Train = Callable[..., int]

@@ -12,7 +12,7 @@ import pytest
 
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import read
-from tests.engine.ranks import Death, Zygote
+from tests.ranks.commands import Death, Zygote
 from tests.support import CONF, assert_same_run
 
 KILLS = 20

@@ -16,7 +16,7 @@ import pytest
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.errors import EXIT_FAILED
 from llm_pretrain.runs import Run
-from tests.engine.ranks import Death, Done, Zygote
+from tests.ranks.commands import Death, Done, Zygote
 from tests.support import ROOT, assert_same_run, record, tiny
 from tests.train.test_signals import wait_for_steps
 

@@ -49,7 +49,7 @@ class Done:
 
 
 class Zygote:
-    """Runs commands on forked ranks and kills them on request; see tests/train/zygote.py."""
+    """Runs commands on forked ranks and kills them on request; see tests/ranks/zygote.py."""
 
     def __init__(self, process: "subprocess.Popen[str]", logs: Path) -> None:
         self._process = process
@@ -111,7 +111,7 @@ def _kill(*pids: int) -> None:
 def zygote(corpus: Path, logs: Path, *modules: str) -> Iterator[Zygote]:
     """A zygote that has imported `modules` as well, with the tiny experiment's corpus."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.train.zygote", *modules],
+        [sys.executable, "-m", "tests.ranks.zygote", *modules],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
