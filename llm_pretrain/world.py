@@ -23,6 +23,12 @@ _PATIENCE = timedelta(days=1)
 connections, which ends the wait of the others at once, so nothing hangs that long."""
 
 
+_SIGNS_OF_LOSS = (
+    *("connection closed", "connection reset", "connection refused", "broken pipe"),
+    *("timed out", "timeout", "remote process exited", "failed to recv"),
+)
+
+
 @dataclass(frozen=True)
 class World:
     """This process among all, and what its layout gives it to do."""
@@ -127,12 +133,10 @@ def join(engine: EngineConfig) -> Iterator[World]:
         with _watched(rank):
             _check_devices(world)
             yield world
-    except LostRankError:
-        # To destroy the group could mean to wait for the rank that is gone.
-        raise
-    except BaseException:
+    except UserError:
         dist.destroy_process_group()
         raise
+    # After any other error it could mean to wait for a rank that is gone, or in a collective.
     dist.destroy_process_group()
 
 
@@ -141,8 +145,8 @@ def _watched(rank: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # Gloo's failures have no type of their own.
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        # Gloo's failures have no type of their own, and NCCL's one type for everything.
+        if not any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS):
             raise
         reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
         raise LostRankError(

@@ -31,6 +31,8 @@ class FsdpEngine:
         self._context = context_mesh(layout, world.device.type) if layout.context > 1 else None
         self.model = _place(config, world, self._context)
         self._fill()
+        # By these names and no others: between a pass and its end FSDP may show gathered ones.
+        self._parameters = dict(self.model.named_parameters())
         self.optimizer = build_adamw(self.model, config.optimizer)
         make_state(self.optimizer)
 
@@ -65,18 +67,19 @@ class FsdpEngine:
         if self._context is not None:
             dist.all_reduce(losses, group=self._context.get_group())
             losses /= self._context.size()
-        if isinstance(self.model, FSDPModule):
-            # The root's own parameters stay gathered until a backward pass, which never comes
-            # here; the optimizer knows only the sharded ones.
-            self.model.reshard()
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                # What a forward pass leaves gathered stays so until a backward pass, which never
+                # comes here; the optimizer knows only the sharded parameters.
+                module.reshard()
         return losses
 
     def state(self) -> State:
         """See Engine."""
-        named = dict(self.model.named_parameters())
+        moments = dict(self.optimizer.state)
         return {
-            "model": {name: parameter.detach() for name, parameter in named.items()},
-            "optimizer": {name: dict(self.optimizer.state[p]) for name, p in named.items()},
+            "model": {name: p.detach() for name, p in self._parameters.items()},
+            "optimizer": {name: dict(moments[p]) for name, p in self._parameters.items()},
         }
 
     def load(self, fill: Callable[[State], None]) -> None:

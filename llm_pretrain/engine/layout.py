@@ -1,9 +1,19 @@
 """Which rank does what: copies, shards, parts of sequences and of matrices. Imports no torch."""
 
+import json
 from dataclasses import dataclass
 
 from llm_pretrain.config.schema import DataConfig, EngineConfig, TrainConfig
 from llm_pretrain.errors import UserError
+
+_OWNED = {
+    "fsdp": (
+        *("replicate", "shard", "context", "tensor"),
+        *("reshard_after_forward", "accumulate", "prefetch"),
+    ),
+    "deepspeed": ("zero_stage",),
+}
+"""Fields that only one engine knows."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ def passes(data: DataConfig, layout: Layout) -> int:
 def check_engine(config: TrainConfig) -> None:
     """Raise UserError when fields of the engine, model and data contradict each other."""
     engine = config.engine
+    _check_owner(engine)
     if engine.name == "deepspeed":
         _check_deepspeed(engine)
     else:
@@ -104,18 +115,20 @@ def check_engine(config: TrainConfig) -> None:
             )
 
 
+def _check_owner(engine: EngineConfig) -> None:
+    """Raise UserError when a field of the other engine is set: it would change nothing."""
+    default = EngineConfig()
+    for owner, fields in _OWNED.items():
+        for field in fields if owner != engine.name else ():
+            value = getattr(engine, field)
+            if value != getattr(default, field):
+                raise UserError(
+                    f"engine.{field}: {value} is for engine={owner}; with engine={engine.name} "
+                    f"leave it {json.dumps(getattr(default, field))}"
+                )
+
+
 def _check_deepspeed(engine: EngineConfig) -> None:
-    for field, value, default in (
-        ("replicate", engine.replicate, None),
-        ("shard", engine.shard, None),
-        ("context", engine.context, 1),
-        ("tensor", engine.tensor, 1),
-    ):
-        if value not in (default, 1):
-            raise UserError(
-                f"engine.{field}: {value} is for engine=fsdp; ZeRO cuts over all ranks "
-                "(engine.zero_stage says what)"
-            )
     if engine.offload == "all" and engine.zero_stage < 3:
         raise UserError(
             f"engine.offload: 'all' needs engine.zero_stage=3, not {engine.zero_stage}; at stages "

@@ -142,7 +142,14 @@ def shard(model: Transformer, config: TrainConfig, mesh: DeviceMesh) -> None:
             reshard_after_forward=engine.reshard_after_forward,
         )
     if not model.config.tied_embeddings:
-        fully_shard(model.head, mesh=mesh, mp_policy=products, offload_policy=offload)
+        # Its backward pass comes right after its forward pass: gathered once, it serves both.
+        fully_shard(
+            model.head,
+            mesh=mesh,
+            mp_policy=products,
+            offload_policy=offload,
+            reshard_after_forward=False,
+        )
     fully_shard(model, mesh=mesh, mp_policy=exact, offload_policy=offload)
     _prefetch(model, engine)
 

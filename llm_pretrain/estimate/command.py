@@ -18,18 +18,22 @@ def estimate(arguments: Sequence[str]) -> int:
     for flag in flags:
         if flag != "--json":
             raise UserError(f"{flag}: estimate knows --json and --config-dir only")
-    config = compose(overrides, config_dir, name="estimate")
+    for override in overrides:
+        if override.startswith("resume="):
+            raise UserError(f"{override}: estimate plans runs from their config, not existing ones")
+    # An experiment is a run as `train` would start it; the defaults of a plan are not its own.
+    described = any(override.startswith("experiment=") for override in overrides)
+    config = compose(overrides, config_dir, name="train" if described else "estimate")
     # torch takes seconds to import; wrong keys are told before.
     from llm_pretrain.estimate.plan import estimate as plan  # noqa: PLC0415
     from llm_pretrain.estimate.render import show, verdict  # noqa: PLC0415
 
     found = plan(config)
-    told = verdict(found, config)
     if flags:
         data = dataclasses.asdict(found)
         for mode, memory in found.memory.items():
             data["memory"][mode] |= {"device": memory.device, "host": memory.host}
-        print(json.dumps({**data, "verdict": told}, indent=2))
+        print(json.dumps({**data, "verdict": verdict(found, config)}, indent=2))
     else:
         show(found, config)
-    return EXIT_DOES_NOT_FIT if told.startswith("does not fit") else EXIT_OK
+    return EXIT_DOES_NOT_FIT if found.shortages else EXIT_OK

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.config.schema import HardwareConfig, TrainConfig
 from llm_pretrain.engine.layout import Layout, passes
 from llm_pretrain.errors import UserError
-from llm_pretrain.estimate.memory import CHECKPOINT_BYTES, Memory, memory_of
+from llm_pretrain.estimate.memory import CHECKPOINT_BYTES, GIB, Memory, memory_of
 from llm_pretrain.estimate.speed import Speed, missing_rates, speed_of
 from llm_pretrain.estimate.trace import Trace, trace
 from llm_pretrain.estimate.traffic import Flow, Link, Network, flows_of
@@ -15,6 +15,17 @@ from llm_pretrain.model.flops import parameter_count
 
 Recompute = Literal["none", "block"]
 RECOMPUTE: tuple[Recompute, ...] = ("none", "block")
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Memory of which a run needs more than there is."""
+
+    name: str
+    need: int
+    """Bytes."""
+    limit: float
+    """GiB that there are."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,8 @@ class Estimate:
     memory: dict[Recompute, Memory]
     """With each value of engine.recompute."""
     flows: list[Flow]
+    shortages: list[Shortage]
+    """What does not fit; None of what the profile does not know."""
     speed: Speed | None
     unknown: list[str]
     """Why there is no speed."""
@@ -42,35 +55,55 @@ def estimate(config: TrainConfig) -> Estimate:
     """Plan the run. Raises UserError when it could not start."""
     layout = layout_of(config)
     count = passes(config.data, layout)
-    network = Network(layout, config.cluster)
     traces = {mode: _trace(config, layout, count, mode) for mode in RECOMPUTE}
+    of = zero_memory if config.engine.name == "deepspeed" else memory_of
+    memory = {mode: of(traced, config, layout, count) for mode, traced in traces.items()}
     chosen = traces[config.engine.recompute]
-    zero = config.engine.name == "deepspeed"
-    flows = (
-        zero_flows(chosen, config, layout, count)
-        if zero
-        else flows_of(chosen, config, network, count)
-    )
-    unknown = _unknown(config, {flow.purpose.link for flow in flows})
-    speed = None
-    if not unknown and zero:
-        speed = zero_speed(chosen, config, network, layout, count)
-    elif not unknown:
-        speed = speed_of(chosen, config, network, count, layout.size)
-    memory = zero_memory if zero else memory_of
+    flows, speed, unknown = _traffic(chosen, config, layout, count)
     parameters = parameter_count(config.model)
     size, rate = CHECKPOINT_BYTES * parameters, config.cluster.hardware.file_system
     return Estimate(
-        layout,
-        count,
-        parameters,
-        {mode: memory(t, config, layout, count) for mode, t in traces.items()},
-        flows,
-        speed,
-        unknown,
-        size,
-        size / (rate * 1e9) if rate else None,
+        layout=layout,
+        passes=count,
+        parameters=parameters,
+        memory=memory,
+        shortages=_shortages(memory[config.engine.recompute], config.cluster.hardware),
+        flows=flows,
+        speed=speed,
+        unknown=unknown,
+        checkpoint=size,
+        saving=size / (rate * 1e9) if rate else None,
     )
+
+
+def _traffic(
+    chosen: Trace, config: TrainConfig, layout: Layout, count: int
+) -> tuple[list[Flow], Speed | None, list[str]]:
+    """What a rank sends, how fast the run may be, and why that is not known."""
+    network = Network(layout, config.cluster)
+    zero = config.engine.name == "deepspeed"
+    if zero:
+        flows = zero_flows(chosen, config, layout, count)
+    else:
+        flows = flows_of(chosen, config, network, count)
+    unknown = _unknown(config, {flow.purpose.link for flow in flows})
+    if unknown:
+        return flows, None, unknown
+    if zero:
+        return flows, zero_speed(chosen, config, network, layout, count), []
+    return flows, speed_of(chosen, config, network, count, layout.size), []
+
+
+def _shortages(memory: Memory, hardware: HardwareConfig) -> list[Shortage]:
+    limits = (
+        ("device", memory.device, hardware.memory),
+        ("host memory", memory.host, hardware.host_memory),
+    )
+    return [
+        Shortage(name, need, limit)
+        for name, need, limit in limits
+        if limit is not None and need > limit * GIB
+    ]
 
 
 def _unknown(config: TrainConfig, links: set[Link]) -> list[str]:

@@ -48,17 +48,11 @@ def show(estimate: Estimate, config: TrainConfig) -> None:
 
 def verdict(estimate: Estimate, config: TrainConfig) -> str:
     """Whether the run fits, in words; empty when the profile does not know the memory."""
-    memory, hardware = estimate.memory[config.engine.recompute], config.cluster.hardware
-    found = []
-    for name, need, limit in (
-        ("device", memory.device, hardware.memory),
-        ("host memory", memory.host, hardware.host_memory),
-    ):
-        if limit is not None and need > limit * GIB:
-            found.append(f"does not fit: {need / GIB:.1f} GiB of {limit:g} ({name})")
-    if found or hardware.memory is None:
-        return "; ".join(found)
-    return f"fits: {memory.device / GIB:.1f} GiB of {hardware.memory:g}"
+    if estimate.shortages:
+        short = (f"{s.need / GIB:.1f} GiB of {s.limit:g} ({s.name})" for s in estimate.shortages)
+        return f"does not fit: {'; '.join(short)}"
+    memory, limit = estimate.memory[config.engine.recompute], config.cluster.hardware.memory
+    return f"fits: {memory.device / GIB:.1f} GiB of {limit:g}" if limit else ""
 
 
 def _headline(estimate: Estimate, config: TrainConfig) -> str:

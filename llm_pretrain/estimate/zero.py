@@ -53,11 +53,7 @@ def zero_memory(trace: Trace, config: TrainConfig, layout: Layout, passes: int) 
             "gradients": sizes.whole if engine.zero_stage == 1 else 0,
             "moments": 0,
         }
-    if partitioned:
-        buffers = sizes.live + _BUCKET_BYTES
-    else:
-        # On a GPU one bucket fills while the other one is reduced.
-        buffers = _BUCKET_BYTES * (1 if engine.device == "cpu" else 2)
+    buffers = _BUCKET_BYTES + (sizes.live if partitioned else 0)
     held = {**held, **state, "gathered": held["gathered"] + buffers}
     return Memory(held, when, offloaded, CHECKPOINT_BYTES // 4 * sizes.part)
 
@@ -71,10 +67,11 @@ def zero_flows(trace: Trace, config: TrainConfig, layout: Layout, passes: int) -
     link, neighbours = link_of(
         tuple(range(layout.size)), layout.size, config.cluster.devices_per_node
     )
-    base = Purpose("", "float32", layout.size, link, neighbours, hidden=True)
+    # Our configuration lets DeepSpeed overlap at stage 3 only.
+    base = Purpose("", "float32", layout.size, link, neighbours, hidden=stage == 3)
 
-    def flow(name: str, count: int, sent: float, *, hidden: bool = True) -> Flow:
-        return Flow(replace(base, name=name, hidden=hidden), count, count * sent)
+    def flow(name: str, count: int, sent: float) -> Flow:
+        return Flow(replace(base, name=name), count, count * sent)
 
     if stage == 3:
         return [
@@ -84,14 +81,14 @@ def zero_flows(trace: Trace, config: TrainConfig, layout: Layout, passes: int) -
         ]
     return [
         flow("ZeRO all-reduce of gradients", passes if stage == 2 else 1, 2 * ring),
-        flow("ZeRO all-gather of updated parameters", 1, ring, hidden=False),
+        flow("ZeRO all-gather of updated parameters", 1, ring),
     ]
 
 
 def zero_speed(
     trace: Trace, config: TrainConfig, network: Network, layout: Layout, passes: int
 ) -> Speed:
-    """Seconds of an update; exchanges of a pass hide behind its half, forward or backward."""
+    """Seconds of an update; what stage 3 exchanges hides behind a half, forward or backward."""
     sums = dict.fromkeys(PARTS, 0.0)
     busy, exchanges = {"forward": 0.0, "backward": 0.0}, {"forward": 0.0, "backward": 0.0}
     for stretch in trace.order(config.model.layers, passes):
@@ -107,8 +104,6 @@ def zero_speed(
             exchanges["forward" if "forward" in flow.purpose.name else "backward"] += seconds
         else:
             sums["exposed"] += seconds
-    # At stage 1 only the last pass has something to hide.
-    covers = {"forward": 1.0, "backward": 1 / passes if config.engine.zero_stage == 1 else 1.0}
-    sums["waiting"] = sum(max(0.0, exchanges[h] - covers[h] * busy[h]) for h in busy)
+    sums["waiting"] = sum(max(0.0, exchanges[h] - busy[h]) for h in busy)
     step = sum(busy.values()) + sums["exposed"] + sums["waiting"]
     return speed_from(config, step, sums, layout.size)

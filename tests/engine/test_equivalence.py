@@ -74,6 +74,7 @@ def test_options_change_no_bit(fleet: Fleet, name: str, options: list[str]) -> N
     plain = fleet.train(LAYOUTS[name], "model.layers=2")
     other = fleet.train(LAYOUTS[name], "model.layers=2", *(f"engine.{o}" for o in options))
     assert metrics(other) == metrics(plain)
+    assert_close_states(other, plain, STEPS, 0.0)
 
 
 @pytest.mark.parametrize("name", ["FSDP 2", "HSDP 2x2"])
