@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -31,8 +31,8 @@ class DeepSpeedEngine:
     in every later step, so that whoever looks at some steps only cannot miss it.
     """
 
-    def __init__(self, config: TrainConfig, world: World) -> None:
-        """Raises UserError when DeepSpeed is missing or too old."""
+    def __init__(self, config: TrainConfig, world: World, *, fresh: bool = True) -> None:
+        """`fresh`: as for `build_engine`. Raises UserError when DeepSpeed is missing or too old."""
         require_deepspeed()
         self._world = world
         deepspeed = _set_up(config, world)
@@ -45,7 +45,8 @@ class DeepSpeedEngine:
         # Before stage 3 takes away the shapes, which decide what is decayed.
         self._optimizer = build_adamw(model, config.optimizer)
         settings = zero_config(config, world.device.type)
-        _fill(model, config, deepspeed, settings)
+        values = model.initial_values(config.run.seed) if fresh else _no_values(model)
+        _fill(model, values, deepspeed, settings)
         self._engine = deepspeed.initialize(
             model=_Losses(model, config.precision, world.device),
             optimizer=self._optimizer,
@@ -138,16 +139,25 @@ def _hollow_model(config: TrainConfig, device: torch.device) -> Transformer:
     return model
 
 
+def _no_values(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """Memory for each parameter, with whatever lies there."""
+    for name, parameter in list(model.named_parameters()):
+        yield name, torch.empty(parameter.shape)
+
+
 def _fill(
-    model: Transformer, config: TrainConfig, deepspeed: Any, settings: dict[str, Any]
+    model: Transformer,
+    values: Iterator[tuple[str, Tensor]],
+    deepspeed: Any,
+    settings: dict[str, Any],
 ) -> None:
-    """Give parameters their initial values, one after the other.
+    """Give parameters their values, one after the other.
 
     At stage 3 each rank keeps its part of one before the next is made.
     """
     parameters = dict(model.named_parameters())
-    for name, value in model.initial_values(config.run.seed):
+    for name, value in values:
         parameter = parameters[name]
         parameter.data = value.to(parameter.device)
-        if config.engine.zero_stage == 3:
+        if settings["zero_optimization"]["stage"] == 3:
             deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=settings)

@@ -23,14 +23,15 @@ from llm_pretrain.world import World
 class FsdpEngine:
     """Parameters, gradients and moments in float32, cut over the ranks as the layout says."""
 
-    def __init__(self, config: TrainConfig, world: World) -> None:
+    def __init__(self, config: TrainConfig, world: World, *, fresh: bool = True) -> None:
+        """`fresh`: as for `build_engine`."""
         self._config, self._world = config, world
         # Nothing here draws from the global generators, but what they hold is part of a checkpoint.
         torch.manual_seed(config.run.seed)
         layout = world.layout
         self._context = context_mesh(layout, world.device.type) if layout.context > 1 else None
         self.model = _place(config, world, self._context)
-        self._fill()
+        self._fill(fresh)
         # By these names and no others: between a pass and its end FSDP may show gathered ones.
         self._parameters = dict(self.model.named_parameters())
         self.optimizer = build_adamw(self.model, config.optimizer)
@@ -86,13 +87,14 @@ class FsdpEngine:
         """See Engine."""
         fill(self.state())
 
-    def _fill(self) -> None:
-        """Give the parameters memory and initial values; no rank ever holds more than its part."""
+    def _fill(self, fresh: bool) -> None:
+        """Give the parameters memory and, if `fresh`, initial values, one tensor at a time."""
         offloaded = self._config.engine.offload == "all"
         self.model.to_empty(device=torch.device("cpu") if offloaded else self._world.device)
-        parameters = dict(self.model.named_parameters())
-        for name, value in self.model.initial_values(self._config.run.seed):
-            _assign(parameters[name], value)
+        if fresh:
+            parameters = dict(self.model.named_parameters())
+            for name, value in self.model.initial_values(self._config.run.seed):
+                _assign(parameters[name], value)
 
     def _losses(self, tokens: torch.Tensor) -> torch.Tensor:
         """Of this rank's part of each sequence: (B, T + 1) -> (B, T / context)."""

@@ -45,7 +45,7 @@ class FakeEngine(FsdpEngine):
         with self._fake, self._ledger:
             yield
 
-    def _fill(self) -> None:
+    def _fill(self, fresh: bool) -> None:
         # to_empty() swaps each parameter with its replacement, which FakeTensorMode prevents.
         shapes = {id(p): local(p).shape for p in self.model.parameters()}
         with self.running():

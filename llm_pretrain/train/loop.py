@@ -112,7 +112,7 @@ class Trainer:
         Raises UserError when a save fails or the loss is no longer a number, LostRankError when
         another rank is gone.
         """
-        self._saved = step if self._store.has(step) else None
+        self._saved = step if step > self._run.begin else None
         if self._world.main:
             restore_hidden(self._store)
             self._loggers = Loggers(self._config, self._run.path, self._console.say)

@@ -61,8 +61,9 @@ class Session:
             total = schedule_of(self.config).total
             console = RunConsole(run.log_path, run.record.name, total, main=world.main)
             stack.callback(console.close)
-            world.on_main(lambda: self._ready(run, prepared, console))
-            code = self._train(run, prepared, console)
+            # One rank looks, since on a shared file system others may see an older listing.
+            saved = world.on_main(lambda: self._ready(run, prepared, console))
+            code = self._train(run, prepared, console, saved)
         # torchrun ends the other ranks when the first one exits; rank 0 must have closed the run.
         world.gather(None)
         return code
@@ -73,8 +74,11 @@ class Session:
             name, total = self.config.run.name, schedule_of(self.config).total
             Run.create(self.config, new_record(name, total=total, overrides=self.overrides))
 
-    def _ready(self, run: Run, prepared: Prepared, console: RunConsole) -> None:
-        """Under the lock: apply an allowed change, clean up after a crash, verify what to load."""
+    def _ready(self, run: Run, prepared: Prepared, console: RunConsole) -> int | None:
+        """Under the lock: apply an allowed change, clean up after a crash, verify what to load.
+
+        Returns the step of the run's newest checkpoint that is whole, if there is one.
+        """
         run = Run.open(run.path)
         if self.config != run.config:
             # Once more under the lock: the run may have gone on since the first look.
@@ -93,11 +97,13 @@ class Session:
             console.say(f"moved aside to {store.set_aside(step)}")
         if meta is None:
             _verify_parent(run)
+        return meta.step if meta else None
 
-    def _train(self, run: Run, prepared: Prepared, console: RunConsole) -> int:
+    def _train(self, run: Run, prepared: Prepared, console: RunConsole, saved: int | None) -> int:
         config, world = self.config, self.world
         loader = Loader(config, prepared)
-        engine = build_engine(config, world)
+        fresh = saved is None and run.record.parent is None
+        engine = build_engine(config, world, fresh=fresh)
         calendar = Calendar.of(config, frozenset(planned_steps(config)))
         trainer = Trainer(
             run=run,
@@ -108,7 +114,7 @@ class Session:
             loader=loader,
             console=console,
         )
-        step = restore(run, config, engine, loader, world)
+        step = restore(run, config, engine, loader, world, saved=saved)
         peak = trainer.peak_source
         world.on_main(lambda: self._begin(run, step, peak))
         console.say(self._greeting(step, peak))

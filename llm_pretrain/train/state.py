@@ -60,18 +60,24 @@ def check_same_run(meta: Meta, config: TrainConfig, loader: Loader, where: str) 
         )
 
 
-def restore(run: Run, config: TrainConfig, engine: Engine, loader: Loader, world: World) -> int:
-    """Load the newest own checkpoint, else the parent's; returns the updates done.
+def restore(
+    run: Run,
+    config: TrainConfig,
+    engine: Engine,
+    loader: Loader,
+    world: World,
+    *,
+    saved: int | None,
+) -> int:
+    """Load the run's own checkpoint of step `saved`, else the parent's; returns the updates done.
 
     Session has verified what is loaded here. Raises UserError when the settings differ.
     """
-    store = CheckpointStore(run.checkpoints)
-    steps = store.steps()
-    if steps:
-        meta = store.meta(steps[-1])
-        check_same_run(meta, config, loader, str(run.path))
-        _load(store, meta.step, engine, world)
-        return meta.step
+    if saved is not None:
+        store = CheckpointStore(run.checkpoints)
+        check_same_run(store.meta(saved), config, loader, str(run.path))
+        _load(store, saved, engine, world)
+        return saved
     parent = run.parent_run()
     if parent is not None:
         _load(CheckpointStore(parent.checkpoints), run.begin, engine, world)
