@@ -92,7 +92,7 @@ def test_every_command_of_the_readme(demo: tuple[Path, list[str]]) -> None:
     for line in commands:
         run(line, place)
     ended = {path.name for path in (place / "runs").iterdir()}
-    assert {"demo.300-375.1-sqrt", "demo.450-562.1-sqrt", "demo-hf", "two-ranks"} <= ended
+    assert {"demo.300-375.1-sqrt", "demo.450-562.1-sqrt", "demo-hf", "hybrid", "zero"} <= ended
 
 
 def test_the_mixture_of_the_readme(tmp_path: Path) -> None:
