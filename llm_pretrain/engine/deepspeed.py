@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llm_pretrain.config.schema import PrecisionConfig, TrainConfig
 from llm_pretrain.engine.base import State
+from llm_pretrain.engine.blank import blank_model
 from llm_pretrain.engine.precision import autocast
 from llm_pretrain.engine.zero_config import require_deepspeed, zero_config
 from llm_pretrain.model.transformer import Transformer
@@ -129,14 +130,8 @@ def _set_up(config: TrainConfig, world: World) -> Any:
 
 def _hollow_model(config: TrainConfig, device: torch.device) -> Transformer:
     """The model with parameters of the right shape and device that take no memory."""
-    with torch.device("meta"):
-        model = Transformer(config.model)
-    model._apply(lambda p: torch.zeros((), dtype=p.dtype, device=device).expand(p.shape))
-    model.recompute = config.engine.recompute == "block"
-    if config.engine.compile:
-        for block in model.blocks:
-            block.compile()
-    return model
+    model = blank_model(config)
+    return model._apply(lambda p: torch.zeros((), dtype=p.dtype, device=device).expand(p.shape))
 
 
 def _no_values(model: Transformer) -> Iterator[tuple[str, Tensor]]:

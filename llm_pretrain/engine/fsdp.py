@@ -13,6 +13,7 @@ from torch.distributed.tensor.parallel import loss_parallel
 
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.base import State
+from llm_pretrain.engine.blank import blank_model
 from llm_pretrain.engine.parallel import context_mesh, distribute
 from llm_pretrain.engine.precision import autocast
 from llm_pretrain.model.transformer import Transformer
@@ -112,12 +113,7 @@ class FsdpEngine:
 
 def _place(config: TrainConfig, world: World, context: DeviceMesh | None) -> Transformer:
     """The model on the meta device, where it takes no memory, cut to this rank's part."""
-    with torch.device("meta"):
-        model = Transformer(config.model)
-    model.recompute = config.engine.recompute == "block"
-    if config.engine.compile:
-        for block in model.blocks:
-            block.compile()
+    model = blank_model(config)
     if world.io_group is not None:
         distribute(model, config, world, context)
     return model
