@@ -17,6 +17,7 @@ from llm_pretrain.engine.layout import Layout
 from llm_pretrain.model.transformer import Transformer
 from llm_pretrain.runs import Run, new_record
 from llm_pretrain.world import World
+from tests.checkpoint.states import meta
 from tests.support import ROOT
 
 Cli = Callable[..., int]
@@ -39,11 +40,7 @@ def make_run(place: Path, *overrides: str) -> Run:
     shapes = {name: p.shape for name, p in model.named_parameters()}
     state = {name: torch.randn(shape, generator=draw) / 10 for name, shape in shapes.items()}
     saver = Saver(CheckpointStore(run.checkpoints), World(0, Layout(), torch.device("cpu")))
-    meta = {
-        "step": 5, "tokens": 0, "run": "a", "fingerprints": {}, "schedule": {}, "config": {},
-        "world_size": 1, "engine": "fsdp", "created": "now",
-    }  # fmt: skip
-    saver.start({"model": state}, meta)
+    saver.start({"model": state}, meta(5))
     saver.wait()
     return run
 

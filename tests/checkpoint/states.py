@@ -24,9 +24,10 @@ CONFIG = TrainConfig(model=MODEL)
 
 
 def meta(step: int) -> dict[str, Any]:
+    """What `Saver.start` is told of a state that no run made."""
     return {
-        "step": step, "tokens": 0, "run": "a", "fingerprints": {}, "schedule": {}, "config": {},
-        "world_size": 1, "engine": "fsdp", "created": "now",
+        "step": step, "tokens": step * 10, "run": "a", "fingerprints": {}, "schedule": {},
+        "config": {}, "world_size": 1, "engine": "fsdp", "created": "now",
     }  # fmt: skip
 
 

@@ -14,15 +14,9 @@ from llm_pretrain.checkpoint.tensors import fill, keys
 from llm_pretrain.engine.layout import Layout
 from llm_pretrain.errors import DamagedCheckpointError, UserError
 from llm_pretrain.world import World
+from tests.checkpoint.states import meta
 
 WORLD = World(0, Layout(), torch.device("cpu"))
-
-
-def meta(step: int) -> dict[str, Any]:
-    return {
-        "step": step, "tokens": step * 10, "run": "a", "fingerprints": {}, "schedule": {},
-        "config": {}, "world_size": 1, "engine": "fsdp", "created": "now",
-    }  # fmt: skip
 
 
 def state(seed: int = 0) -> dict[str, Any]:
