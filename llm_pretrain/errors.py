@@ -47,6 +47,15 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     return f"valid: {', '.join(names)}" if names else "none is valid here"
 
 
+def disk_reason(error: OSError) -> str:
+    """File and reason; what was raised by hand may have neither a file nor a number.
+
+    >>> disk_reason(FileNotFoundError(2, "No such file or directory", "a.txt"))
+    'a.txt: No such file or directory'
+    """
+    return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+
+
 def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Run a command; bad input becomes one message and exit code 2, never a traceback.
 
@@ -63,7 +72,7 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {disk_reason(error)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -14,15 +14,13 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from llm_pretrain.config.schema import EngineConfig
 from llm_pretrain.engine.layout import Layout
-from llm_pretrain.errors import LostRankError, UserError
+from llm_pretrain.errors import LostRankError, UserError, disk_reason
 
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=1)
-"""For the others while rank 0 prepares data or verifies a checkpoint. A rank that dies closes its
-connections, which ends the wait of the others at once, so nothing hangs that long."""
-
-
+"""For the others while rank 0 prepares data, before `World.limit`. A rank that dies closes its
+connections, which ends the wait of the others at once, so only a rank that hangs is waited for."""
 _SIGNS_OF_LOSS = (
     *("connection closed", "connection reset", "connection refused", "broken pipe"),
     *("timed out", "timeout", "remote process exited", "failed to recv"),
@@ -71,7 +69,7 @@ class World:
             except UserError as error:
                 box[1] = error
             except OSError as error:
-                box[1] = UserError(f"{error.filename}: {error.strerror}")
+                box[1] = UserError(disk_reason(error))
         dist.broadcast_object_list(box, src=0, group=self.io_group)
         if box[1] is not None:
             raise box[1]
@@ -95,15 +93,53 @@ class World:
             tensor /= self.layout.part_size
         return tensor
 
-    def any(self, flag: bool) -> bool:
-        """Whether any rank says so; the same answer everywhere."""
-        if self.size == 1:
-            return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+    def limit(self, training: float, saving: float) -> None:
+        """Wait at most so many seconds for each other from now on, in every group there is.
+
+        `saving` is for the I/O group, on which one rank may be slower than another to write.
+        """
+        if self.io_group is None:
+            return
+        # Private, both: no group that torch's meshes or DeepSpeed make for themselves takes a
+        # timeout in a public way, and theirs is of 10 or 30 minutes.
+        for group in list(dist.distributed_c10d._world.pg_map):
+            seconds = saving if group is self.io_group else training
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
     def watched(self) -> AbstractContextManager[None]:
         """Raises LostRankError for what torch raises when another rank is gone or too slow."""
         return _watched(self.rank)
+
+
+class Vote:
+    """Whether any rank has raised its flag, asked at one step and answered at the next.
+
+    So no step waits for the answer, and no device for the host.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._size = world.size
+        self._asked: tuple[dist.Work, torch.Tensor] | None = None
+
+    def cast(self, flag: bool) -> bool:
+        """Give this rank's flag; whether one was up at the call before, the same on all ranks.
+
+        A process alone has its answer at once.
+        """
+        if self._size == 1:
+            return flag
+        answer = self._answer()
+        # On the CPU, and thus by gloo, whatever the devices are.
+        ballot = torch.tensor(float(flag))
+        self._asked = (dist.all_reduce(ballot, async_op=True), ballot)
+        return answer
+
+    def _answer(self) -> bool:
+        if self._asked is None:
+            return False
+        work, ballot = self._asked
+        work.wait()
+        return bool(ballot.item())
 
 
 @contextmanager

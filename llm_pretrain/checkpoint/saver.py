@@ -39,6 +39,11 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether the last save ended with an error on this rank, which `wait` would raise."""
+        return self._error is not None
+
     def start(self, state: dict[str, Any], meta: dict[str, Any]) -> float:
         """Copy `state` to host memory and write it in the background; returns seconds stalled.
 

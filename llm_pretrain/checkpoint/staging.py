@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from llm_pretrain.engine.parts import local_part
+
 PIECE_BYTES = 32 * 2**20
 """Largest piece, unless a single row is larger. Who reads a row reads its piece, so small pieces
 let any number of ranks read what one rank wrote; large ones keep the files' overhead small."""
@@ -72,7 +74,7 @@ class Stager:
     def _pieces(self, name: str, leaf: Any, devices: set[torch.device]) -> Iterator[Piece]:
         made = not isinstance(leaf, torch.Tensor)
         value: torch.Tensor = leaf() if made else leaf
-        local, offsets = _local(value)
+        local, offsets = local_part(value)
         copies, mine = (self._size, self._rank) if made else (1, 0)
         if isinstance(value, DTensor):
             copies, mine = _replicas(value)
@@ -84,16 +86,6 @@ class Stager:
                 yield Piece(data, begin, value.shape)
                 if part.is_cuda:
                     devices.add(part.device)
-
-
-def _local(value: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """What this rank holds of a tensor, and where that begins in the whole."""
-    if not isinstance(value, DTensor):
-        return value, (0,) * value.ndim
-    if value.device_mesh.get_coordinate() is None:
-        return torch.empty(0), (0,)
-    (chunk,) = value.__create_chunk_list__()  # type: ignore[no-untyped-call]
-    return value.to_local(), tuple(chunk.offsets)
 
 
 def _replicas(value: DTensor) -> tuple[int, int]:

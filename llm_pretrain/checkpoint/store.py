@@ -76,23 +76,16 @@ class CheckpointStore:
             raise UserError(f"{path}: format {meta.format}; this version reads {_FORMAT}")
         return meta
 
-    def verify(self, step: int) -> Meta:
-        """Check every byte of a checkpoint. Raises DamagedCheckpointError naming the file."""
+    def verify(self, step: int, rank: int = 0, size: int = 1) -> Meta:
+        """Check every byte of a checkpoint, or of the part of its files that is `rank`'s of `size`.
+
+        Raises DamagedCheckpointError naming the file.
+        """
         path = self.path(step)
         if not path.is_dir():
             raise UserError(f"{path}: no checkpoint at step {step}; {describe_steps(self.steps())}")
-        manifest.verify(path)
+        manifest.verify(path, rank, size)
         return self.meta(step)
-
-    def latest(self) -> tuple[Meta | None, list[DamagedCheckpointError]]:
-        """The newest checkpoint that verifies, and the damaged ones that are newer."""
-        damaged: list[DamagedCheckpointError] = []
-        for step in reversed(self.steps()):
-            try:
-                return self.verify(step), damaged
-            except DamagedCheckpointError as error:
-                damaged.append(error)
-        return None, damaged
 
     def temporary(self, step: int) -> Path:
         """Where the checkpoint of `step` is written before it is complete."""

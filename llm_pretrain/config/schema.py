@@ -202,8 +202,8 @@ class EngineConfig:
     all ranks."""
     context: Positive = 1
     """fsdp: ranks that share a sequence, for long ones: each works on a part, and for attention
-    they exchange positions for heads (Ulysses). Parameters are cut over them too. times `tensor`,
-    it must divide heads, kv_heads and sequence_length."""
+    they exchange positions for heads (Ulysses). Parameters are cut over them too. The product of
+    `context` and `tensor` must divide heads, kv_heads and sequence_length."""
     tensor: Positive = 1
     """fsdp: ranks that split each matrix of a block, and between the matrices the sequence. Within
     a node. Must divide heads, kv_heads, ffn, vocab_size and sequence_length."""
@@ -313,6 +313,8 @@ class CheckpointConfig:
     """Newest checkpoints to keep. Steps that a plan needs or a branch started from are kept too."""
     keep_every: Duration = steps(0)
     """Keep every checkpoint at a multiple of this; "0 steps": none."""
+    timeout: Positive = 1800
+    """Seconds that a save waits for the slowest rank before it fails, and the run with it."""
 
 
 @dataclass(config=_RULES)

@@ -3,11 +3,9 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from llm_pretrain.config.schema import PrecisionConfig, TrainConfig
@@ -121,10 +119,6 @@ def _set_up(config: TrainConfig, world: World) -> Any:
     # Otherwise it compiles a C++ extension for shared memory at the first use, for nearly a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
-    # Private: it would make this copy of the default group itself, but with another timeout.
-    deepspeed.utils.groups._WORLD_GROUP = dist.new_group(
-        timeout=timedelta(seconds=config.engine.timeout)
-    )
     return deepspeed
 
 

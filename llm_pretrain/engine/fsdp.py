@@ -8,13 +8,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import loss_parallel
 
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.base import State
 from llm_pretrain.engine.blank import blank_model
 from llm_pretrain.engine.parallel import context_mesh, distribute
+from llm_pretrain.engine.parts import assign
 from llm_pretrain.engine.precision import autocast
 from llm_pretrain.model.transformer import Transformer
 from llm_pretrain.optim.adamw import build_adamw, make_state
@@ -95,7 +96,7 @@ class FsdpEngine:
         if fresh:
             parameters = dict(self.model.named_parameters())
             for name, value in self.model.initial_values(self._config.run.seed):
-                _assign(parameters[name], value)
+                assign(parameters[name], value)
 
     def _losses(self, tokens: torch.Tensor) -> torch.Tensor:
         """Of this rank's part of each sequence: (B, T + 1) -> (B, T / context)."""
@@ -117,18 +118,6 @@ def _place(config: TrainConfig, world: World, context: DeviceMesh | None) -> Tra
     if world.io_group is not None:
         distribute(model, config, world, context)
     return model
-
-
-@torch.no_grad()
-def _assign(parameter: torch.Tensor, value: torch.Tensor) -> None:
-    """Set a parameter, or this rank's part of it, to a whole value that every rank has."""
-    if isinstance(parameter, DTensor):
-        # Without a source rank nothing is sent: each rank cuts its part from its own copy.
-        mesh, placements = parameter.device_mesh, parameter.placements
-        part = distribute_tensor(value, mesh, placements, src_data_rank=None)
-        parameter.to_local().copy_(part.to_local())
-    else:
-        parameter.copy_(value)
 
 
 def _total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """How the transformer is cut over a mesh: matrices, sequences, then parameters by FSDP2."""
 
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -53,8 +54,10 @@ def distribute(
 
 def context_mesh(layout: Layout, kind: str) -> DeviceMesh:
     """The ranks that share this rank's sequences and its part of the matrices, in order."""
-    shape = (layout.data_size, layout.context, layout.tensor)
-    return init_device_mesh(kind, shape, mesh_dim_names=("data", "context", "tensor"))["context"]
+    grid = torch.arange(layout.size).view(layout.data_size, layout.context, layout.tensor)
+    groups = grid.transpose(1, 2).flatten(0, 1).tolist()
+    own, _ = dist.new_subgroups_by_enumeration(groups)  # type: ignore[no-untyped-call]
+    return DeviceMesh.from_group(own, kind, mesh_dim_names=("context",))
 
 
 def split_sequences(model: Transformer, mesh: DeviceMesh) -> None:

@@ -167,7 +167,8 @@ class Transformer(nn.Module):
             std = self.config.init_std
             if name.endswith(("attention.out.weight", "mlp.down.weight")):
                 std /= math.sqrt(2 * self.config.layers)
-            yield name, std * torch.randn(parameter.shape, generator=generator, device="cpu")
+            # In place, since of a large model one tensor takes gigabytes.
+            yield name, torch.randn(parameter.shape, generator=generator, device="cpu").mul_(std)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:

@@ -49,6 +49,11 @@ class RunConsole:
         else:
             print(f"{self._name}: {text}", file=sys.stderr, flush=True)
 
+    def failed(self, error: BaseException) -> None:
+        """The whole story for the log; a person gets its message from whoever catches it."""
+        if self._main:
+            self._log.error("failed", exc_info=error)
+
     def measured(self, row: dict[str, Any]) -> None:
         """Show a row of metrics."""
         text = describe(row)

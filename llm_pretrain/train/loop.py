@@ -23,7 +23,10 @@ from llm_pretrain.train.interrupt import StopFlag
 from llm_pretrain.train.loggers import Loggers
 from llm_pretrain.train.meter import Meter
 from llm_pretrain.train.state import checkpoint_meta, checkpoint_state
-from llm_pretrain.world import World
+from llm_pretrain.world import Vote, World
+
+_GRACE = 10.0
+"""Seconds for a save to end after another rank was lost."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class Trainer:
                 return self._train(step, stop)
         except LostRankError:
             # A save that is under way waits for that rank too, and would do so for longer.
-            patience = self._config.engine.timeout
+            patience = _GRACE
             raise
         finally:
             # Also after an error: nothing may write into the run once its lock is released.
@@ -131,7 +134,7 @@ class Trainer:
                 self._loggers.close()
 
     def _train(self, step: int, stop: StopFlag) -> Outcome:
-        total = self._calendar.total
+        total, vote = self._calendar.total, Vote(self._world)
         with Prefetcher(self._batch) as batches:
             self._meter.start()
             while step < total:
@@ -139,7 +142,8 @@ class Trainer:
                 step += 1
                 self._after(step, loss, norm)
                 self._console.advance(step)
-                if self._world.any(stop.by is not None) and step < total:
+                if vote.cast(stop.by is not None or self._saver.failed) and step < total:
+                    # A failed save raises its error here.
                     self._look(step, loss, norm)
                     self._save(step)
                     self._complete_save()

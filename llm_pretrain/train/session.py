@@ -4,12 +4,13 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llm_pretrain import atomic
 from llm_pretrain.branch.plan import planned_steps
-from llm_pretrain.checkpoint.store import CheckpointStore
+from llm_pretrain.checkpoint.store import CheckpointStore, Meta
+from llm_pretrain.checkpoint.verify import latest, verify
 from llm_pretrain.config.schema import DataConfig, TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.data.prepare import Prepared, prepare
@@ -61,8 +62,8 @@ class Session:
             total = schedule_of(self.config).total
             console = RunConsole(run.log_path, run.record.name, total, main=world.main)
             stack.callback(console.close)
-            # One rank looks, since on a shared file system others may see an older listing.
-            saved = world.on_main(lambda: self._ready(run, prepared, console))
+            world.on_main(lambda: self._ready(run, prepared))
+            saved = self._verified(run, console)
             code = self._train(run, prepared, console, saved)
         # torchrun ends the other ranks when the first one exits; rank 0 must have closed the run.
         world.gather(None)
@@ -74,11 +75,8 @@ class Session:
             name, total = self.config.run.name, schedule_of(self.config).total
             Run.create(self.config, new_record(name, total=total, overrides=self.overrides))
 
-    def _ready(self, run: Run, prepared: Prepared, console: RunConsole) -> int | None:
-        """Under the lock: apply an allowed change, clean up after a crash, verify what to load.
-
-        Returns the step of the run's newest checkpoint that is whole, if there is one.
-        """
+    def _ready(self, run: Run, prepared: Prepared) -> None:
+        """Under the lock: apply an allowed change, clean up after a crash."""
         run = Run.open(run.path)
         if self.config != run.config:
             # Once more under the lock: the run may have gone on since the first look.
@@ -88,16 +86,30 @@ class Session:
             atomic.write_text(run.tokenizer_path, prepared.tokenizer.path.read_text())
         for folder in (run.path, run.pins_path):
             atomic.remove_leftovers(folder)
+        CheckpointStore(run.checkpoints).sweep()
+
+    def _verified(self, run: Run, console: RunConsole) -> int | None:
+        """Step of the run's newest checkpoint that is whole, if there is one; else its parent's is.
+
+        Damaged ones are moved aside. Raises DamagedCheckpointError about the parent's.
+        """
         store = CheckpointStore(run.checkpoints)
-        store.sweep()
-        meta, damaged = store.latest()
+        meta, damaged = latest(store, self.world)
         for error in damaged:
             console.say(f"{error}; using the one before it")
-        for step in [s for s in store.steps() if meta is None or s > meta.step]:
-            console.say(f"moved aside to {store.set_aside(step)}")
-        if meta is None:
-            _verify_parent(run)
-        return meta.step if meta else None
+        if damaged:
+            self.world.on_main(lambda: _set_aside(store, meta, console))
+        if meta is not None:
+            return meta.step
+        parent = run.parent_run()
+        if parent is not None:
+            source = CheckpointStore(parent.checkpoints)
+            verify(source, run.begin, self.world)
+            if source.identity(run.begin) != run.record.parent_checkpoint:
+                raise DamagedCheckpointError(
+                    f"{source.path(run.begin)}: not the checkpoint that {run.path} branched from"
+                )
+        return None
 
     def _train(self, run: Run, prepared: Prepared, console: RunConsole, saved: int | None) -> int:
         config, world = self.config, self.world
@@ -117,15 +129,16 @@ class Session:
         step = restore(run, config, engine, loader, world, saved=saved)
         peak = trainer.peak_source
         world.on_main(lambda: self._begin(run, step, peak))
+        world.limit(training=config.engine.timeout, saving=config.checkpoint.timeout)
         console.say(self._greeting(step, peak))
         with watch() as stop:
             try:
                 outcome = trainer.train(step, stop)
             except OSError as error:
-                self._failed(run, error)
+                self._failed(run, error, console)
                 raise UserError(f"{run.path}: cannot be written ({error.strerror})") from error
             except BaseException as error:
-                self._failed(run, error)
+                self._failed(run, error, console)
                 raise
             if world.main:
                 _end(run, outcome, console)
@@ -143,6 +156,7 @@ class Session:
             "world_size": self.world.size,
             "device": device_name(self.world.device),
             "engine": config.engine.name,
+            "layout": self._layout(),
             "precision": config.precision.name,
             "compile": config.engine.compile,
             "peak": peak,
@@ -153,8 +167,16 @@ class Session:
             state="running", reason=None, finished=None, step=step, total=total, sessions=sessions
         )
 
-    def _failed(self, run: Run, error: BaseException) -> None:
+    def _layout(self) -> dict[str, int]:
+        """Who had what of the state, as far as the engine lets it differ."""
+        engine = self.config.engine
+        if engine.name == "deepspeed":
+            return {"zero_stage": engine.zero_stage}
+        return asdict(self.world.layout)
+
+    def _failed(self, run: Run, error: BaseException, console: RunConsole) -> None:
         if self.world.main:
+            console.failed(error)
             # On a full disk even this may fail; the error itself is what matters then.
             with suppress(OSError):
                 run.update(state="failed", reason=str(error) or type(error).__name__)
@@ -186,17 +208,10 @@ def _end(run: Run, outcome: Outcome, console: RunConsole) -> None:
         )
 
 
-def _verify_parent(run: Run) -> None:
-    """Check every byte of the checkpoint a branch starts from, and that it is still the same."""
-    parent = run.parent_run()
-    if parent is None:
-        return
-    source = CheckpointStore(parent.checkpoints)
-    source.verify(run.begin)
-    if source.identity(run.begin) != run.record.parent_checkpoint:
-        raise DamagedCheckpointError(
-            f"{source.path(run.begin)}: not the checkpoint that {run.path} branched from"
-        )
+def _set_aside(store: CheckpointStore, newest: Meta | None, console: RunConsole) -> None:
+    """Rename the checkpoints after the newest that is whole."""
+    for step in [s for s in store.steps() if newest is None or s > newest.step]:
+        console.say(f"moved aside to {store.set_aside(step)}")
 
 
 def _with_own_tokenizer(data: DataConfig, path: Path) -> DataConfig:

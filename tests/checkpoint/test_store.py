@@ -1,5 +1,6 @@
 """Checkpoints: complete or absent, and every damage is named."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from llm_pretrain.checkpoint import manifest
 from llm_pretrain.checkpoint.saver import Saver
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.checkpoint.tensors import fill, keys
+from llm_pretrain.checkpoint.verify import latest
 from llm_pretrain.engine.layout import Layout
 from llm_pretrain.errors import DamagedCheckpointError, UserError
 from llm_pretrain.world import World
@@ -89,9 +91,9 @@ def test_every_damage_is_named(
         store.verify(30)
     assert "step-000030" in str(error.value)
     assert name in str(error.value)
-    latest, damaged = store.latest()
-    assert latest is not None
-    assert latest.step == 20
+    newest, damaged = latest(store, WORLD)
+    assert newest is not None
+    assert newest.step == 20
     assert len(damaged) == 1
 
 
@@ -130,9 +132,20 @@ def test_set_aside(store: CheckpointStore) -> None:
 
 
 def test_identity_follows_the_content(store: CheckpointStore, tmp_path: Path) -> None:
+    """Equal for the same files, hashed anew in another order; another one after any change."""
     assert len({store.identity(step) for step in store.steps()}) == 3
-    twin = CheckpointStore(tmp_path / "twin")
-    saver = Saver(twin, WORLD)
-    saver.start(state(10), meta(10))
-    saver.wait()
-    assert twin.identity(10) != store.identity(20)
+    twin = tmp_path / "twin"
+    shutil.copytree(store.path(10), twin, ignore=shutil.ignore_patterns(manifest.NAME))
+    paths = sorted(twin.iterdir(), reverse=True)
+
+    def identity() -> str:
+        manifest.write(twin, {path.name: manifest.entry(path) for path in paths})
+        return manifest.identity(twin)
+
+    assert identity() == store.identity(10)
+    for path in paths:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert identity() != store.identity(10)
+        path.write_bytes(content)
+    assert identity() == store.identity(10)

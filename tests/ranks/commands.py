@@ -1,5 +1,6 @@
 """Runs of one or several ranks in a second or two, forked from a process that is warm already."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,13 +19,15 @@ TIMEOUT = 240
 
 
 @dataclass(frozen=True)
-class Death:
-    """A rank that kills itself just before or just after the n-th call of 'module:function'."""
+class Hit:
+    """A signal for a rank, just before or just after the n-th call of 'module:function'."""
 
     function: str
     call: int
     when: str = "before"
     rank: int = 0
+    signal: int = signal.SIGKILL
+    """SIGSTOP: it keeps its connections until the other ranks have ended, and is killed then."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Zygote:
         self,
         size: int,
         *commands: Sequence[str],
-        die: Death | None = None,
+        hit: Hit | None = None,
         kill: tuple[int, float] | None = None,
     ) -> Done:
         """Run `llm-pretrain` commands one after the other on `size` ranks.
@@ -70,8 +73,8 @@ class Zygote:
         """
         self._count += 1
         log = str(self._logs / f"{self._count}")
-        victim = [die.rank, die.function, die.call, die.when] if die else None
-        request = {"commands": commands, "size": size, "log": log, "die": victim}
+        victim = dataclasses.asdict(hit) if hit else None
+        request = {"commands": commands, "size": size, "log": log, "hit": victim}
         pids = self._exchange(request)
         timers = [threading.Timer(TIMEOUT, _kill, pids)]
         if kill is not None:

@@ -4,9 +4,10 @@ Starting Python with torch takes seconds; a kill at a random moment would mostly
 run on four ranks would take ten times as long to start as to train.
 
 Reads lines of JSON {"commands": [[argument, ...], ...], "size": ranks, "log": prefix of their logs,
-"die": null or [rank, function, call, when]} and answers with the list of pids, then, when all have
-ended, with the list of [exit status, seconds]. With "die", that rank kills itself just before or
-just after the given call of a function. Modules named on the command line are imported too.
+"hit": null or the fields of commands.Hit} and answers with the list of pids, then, when all have
+ended, with the list of [exit status, seconds]. With "hit", that rank gets a signal just before or
+just after the given call of a function; one that it stops is killed when the others have ended.
+Modules named on the command line are imported too.
 """
 
 import functools
@@ -57,8 +58,8 @@ def place(rank: int, size: int, port: int) -> dict[str, str]:
     return {**{name: str(number) for name, number in numbers.items()}, **address}
 
 
-def arm(function: str, call: int, when: str) -> None:
-    """Make this process kill itself around the n-th call of 'module:function'."""
+def arm(function: str, call: int, when: str, number: int) -> None:
+    """Make this process send itself a signal around the n-th call of 'module:function'."""
     module, _, path = function.partition(":")
     owner: Any = importlib.import_module(module)
     *classes, name = path.split(".")
@@ -66,16 +67,16 @@ def arm(function: str, call: int, when: str) -> None:
         owner = getattr(owner, part)
     original, calls = getattr(owner, name), [0]
 
-    def dying(*arguments: Any, **options: Any) -> Any:
+    def armed(*arguments: Any, **options: Any) -> Any:
         calls[0] += 1
         if calls[0] == call and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         result = original(*arguments, **options)
-        if calls[0] == call:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if calls[0] == call and when == "after":
+            os.kill(os.getpid(), number)
         return result
 
-    setattr(owner, name, dying)
+    setattr(owner, name, armed)
 
 
 def child(commands: Sequence[list[str]], log: Path) -> None:
@@ -98,24 +99,26 @@ def child(commands: Sequence[list[str]], log: Path) -> None:
 
 def start(request: dict[str, Any]) -> list[int]:
     """Fork the ranks of one request; their pids in order of rank."""
-    size, die, port = request["size"], request["die"], free_port()
+    size, hit, port = request["size"], request["hit"], free_port()
     pids = []
     for rank in range(size):
         pid = os.fork()
         if pid == 0:
             random.seed()
             os.environ.update(place(rank, size, port))
-            if die and die[0] == rank:
-                arm(*die[1:])
+            if hit and hit["rank"] == rank:
+                arm(hit["function"], hit["call"], hit["when"], hit["signal"])
             child(request["commands"], Path(f"{request['log']}.{rank}"))
         pids.append(pid)
     return pids
 
 
-def wait(pids: list[int]) -> list[tuple[int, float]]:
+def wait(pids: list[int], victim: int | None) -> list[tuple[int, float]]:
     """Exit status, negative for a signal, and seconds lived, of each child."""
     began, ended = time.monotonic(), {}
     while len(ended) < len(pids):
+        if set(pids) - set(ended) == {victim}:
+            os.kill(victim, signal.SIGKILL)
         pid, status = os.waitpid(-1, 0)
         ended[pid] = (os.waitstatus_to_exitcode(status), time.monotonic() - began)
     return [ended[pid] for pid in pids]
@@ -130,9 +133,12 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         hardware.peak(torch.device("cpu"), dtype)
     for line in sys.stdin:
-        pids = start(json.loads(line))
+        request = json.loads(line)
+        pids = start(request)
         print(json.dumps(pids), flush=True)
-        print(json.dumps(wait(pids)), flush=True)
+        hit = request["hit"]
+        victim = pids[hit["rank"]] if hit and hit["signal"] == signal.SIGSTOP else None
+        print(json.dumps(wait(pids, victim)), flush=True)
 
 
 if __name__ == "__main__":

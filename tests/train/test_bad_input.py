@@ -1,6 +1,7 @@
 """Bad input ends with exit code 2, one clear message, and nothing left behind."""
 
 import json
+import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError
@@ -242,3 +243,19 @@ def test_disk_full_while_saving(
     assert cli("train", f"resume={place}") == 0
     assert train(tmp_path / "whole", "checkpoint.keep_last=9") == 0
     assert metrics(place) == metrics(tmp_path / "whole")
+
+
+def test_a_failed_save_ends_the_run_before_the_next(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Less than a checkpoint, more than everything else.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        long = ("schedule.total=1000 steps", "checkpoint.every=100 steps", "eval.every=0 steps")
+        code = train(tmp_path / "run", *long)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    refused(capsys, code, "step-000100", "could not be written", "File too large", lines=None)
+    assert 100 <= metrics(tmp_path / "run")[-1]["step"] < 200
+    assert "Traceback" in (tmp_path / "run" / "train.log").read_text()

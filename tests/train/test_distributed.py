@@ -1,6 +1,7 @@
 """Several ranks on gloo: the same losses as one process, one run directory, any world size next."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks.commands import Zygote
-from tests.support import ROOT, metrics, record, tiny
+from tests.ranks.commands import Hit, Zygote
+from tests.support import ROOT, assert_same_run, metrics, record, tiny
 
 Train = Callable[..., int]
 VALUES = ("loss", "grad_norm", "val_loss", "val_stderr")
@@ -57,6 +58,21 @@ def test_one_goes_on_where_two_stopped_and_branches(
     assert cli("train", f"resume={place}", "schedule.total=40 steps") == 0
     assert_close_runs(tmp_path / "one", place)
     assert cli("branch", "apply", f"parent={place}", "at=[20 steps]") == 0
+
+
+def test_a_signal_to_one_rank_stops_all(zygote: Zygote, tmp_path: Path, cache: Path) -> None:
+    run, whole = (tiny(tmp_path / name, f"data.cache={cache}") for name in ("run", "whole"))
+    tenth = Hit(
+        "llm_pretrain.engine.fsdp:FsdpEngine.step", 10, "after", rank=1, signal=signal.SIGTERM
+    )
+    done = zygote.run(2, ["train", *run], hit=tenth)
+    assert done.codes == [75, 75], done
+    state = record(tmp_path / "run")
+    # The others hear of it while they compute the next one.
+    assert (state["state"], state["step"]) == ("interrupted", 11)
+    zygote.train(2, *run)
+    zygote.train(2, *whole)
+    assert_same_run(tmp_path / "run", tmp_path / "whole", 40)
 
 
 @pytest.mark.slow

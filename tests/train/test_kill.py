@@ -12,7 +12,7 @@ import pytest
 
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import read
-from tests.ranks.commands import Death, Zygote
+from tests.ranks.commands import Hit, Zygote
 from tests.support import CONF, assert_same_run
 
 KILLS = 20
@@ -109,7 +109,7 @@ def test_killed_around_every_write(zygote: Zygote, tmp_path: Path) -> None:
     for i, (function, call) in enumerate(CALLS):
         for when in ("before", "after"):
             place = tmp_path / f"{i}-{when}"
-            done = zygote.run(1, *both(place), die=Death(function, call, when))
+            done = zygote.run(1, *both(place), hit=Hit(function, call, when))
             assert done.codes == [-signal.SIGKILL], (function, when)
             assert_nothing_is_half_written(place)
             assert zygote.run(1, *both(place)).codes == [0], (function, when)

@@ -17,7 +17,7 @@ import pytest
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.errors import EXIT_FAILED
 from llm_pretrain.runs import Run
-from tests.ranks.commands import Death, Done, Zygote
+from tests.ranks.commands import Done, Hit, Zygote
 from tests.support import ROOT, assert_same_run, record, tiny
 from tests.train.test_signals import wait_for_steps
 
@@ -61,15 +61,15 @@ class Trial:
     run: Path
     whole: Path
 
-    def start(self, die: Death | None = None, kill: tuple[int, float] | None = None) -> Done:
+    def start(self, hit: Hit | None = None, kill: tuple[int, float] | None = None) -> Done:
         """Start the run, or go on with it: the same command each time."""
-        return self.zygote.run(self.size, ["train", *self.arguments], die=die, kill=kill)
+        return self.zygote.run(self.size, ["train", *self.arguments], hit=hit, kill=kill)
 
-    def hit(self, death: Death, saved: Sequence[int]) -> None:
+    def hit(self, death: Hit, saved: Sequence[int]) -> None:
         """A rank dies at a definite point, when the last checkpoint is one of `saved`."""
-        done = self.start(die=death)
+        done = self.start(hit=death)
         assert done.codes[death.rank] == -signal.SIGKILL, done
-        # The limit of the zygote and engine.timeout are minutes away: they ended by themselves.
+        # The zygote's limit is minutes away: they ended by themselves.
         for rank in set(range(self.size)) - {death.rank}:
             assert done.codes[rank] == EXIT_FAILED, done
             assert f"error: rank {rank}: another rank is lost" in done.output(rank)
@@ -105,16 +105,16 @@ def trial(whole: Train, cache: Path, tmp_path: Path) -> Callable[..., Trial]:
     "size,death,saved",
     [
         # During a step, the save of the tenth may still be going on.
-        (2, Death(FSDP_STEP, 13, "before", rank=1), [5, 10]),
-        (2, Death(FSDP_STEP, 13, "after", rank=0), [5, 10]),
-        (4, Death(FSDP_STEP, 1, "before", rank=2), [0]),
-        (2, Death(SHARDS, 2, "before", rank=1), [5]),
-        (3, Death(SHARDS, 4, "after", rank=2), [15]),
-        (2, Death(SHARDS, 4, "after", rank=0), [15]),
+        (2, Hit(FSDP_STEP, 13, "before", rank=1), [5, 10]),
+        (2, Hit(FSDP_STEP, 13, "after", rank=0), [5, 10]),
+        (4, Hit(FSDP_STEP, 1, "before", rank=2), [0]),
+        (2, Hit(SHARDS, 2, "before", rank=1), [5]),
+        (3, Hit(SHARDS, 4, "after", rank=2), [15]),
+        (2, Hit(SHARDS, 4, "after", rank=0), [15]),
     ],
 )
 def test_fsdp(
-    zygote: Zygote, trial: Callable[..., Trial], size: int, death: Death, saved: list[int]
+    zygote: Zygote, trial: Callable[..., Trial], size: int, death: Hit, saved: list[int]
 ) -> None:
     tried = trial(zygote, size)
     tried.hit(death, saved)
@@ -123,14 +123,38 @@ def test_fsdp(
 
 
 @pytest.mark.parametrize(
+    "layout,death,saved",
+    [
+        # Of four ranks, each exchanges with two others, in groups of their own.
+        (("engine.replicate=2",), Hit(FSDP_STEP, 8, "before", rank=3, signal=signal.SIGSTOP), [5]),
+        # A save waits for it, and so does the next step.
+        ((), Hit(SHARDS, 2, "before", rank=1, signal=signal.SIGSTOP), [5]),
+        # Nothing but the last save waits for it.
+        ((), Hit(SHARDS, 4, "before", rank=1, signal=signal.SIGSTOP), [15]),
+    ],
+)
+def test_a_rank_that_hangs(
+    zygote: Zygote,
+    trial: Callable[..., Trial],
+    layout: tuple[str, ...],
+    death: Hit,
+    saved: list[int],
+) -> None:
+    patience = ("engine.timeout=5", "checkpoint.timeout=5")
+    tried = trial(zygote, 4 if layout else 2, *patience, *layout)
+    tried.hit(death, saved)
+    tried.complete()
+
+
+@pytest.mark.parametrize(
     "death,saved",
     [
-        (Death(ZERO_STEP, 13, "after", rank=1), [5, 10]),
-        (Death(SHARDS, 3, "before", rank=0), [10]),
+        (Hit(ZERO_STEP, 13, "after", rank=1), [5, 10]),
+        (Hit(SHARDS, 3, "before", rank=0), [10]),
     ],
 )
 def test_zero(
-    deepspeed_zygote: Zygote, trial: Callable[..., Trial], death: Death, saved: list[int]
+    deepspeed_zygote: Zygote, trial: Callable[..., Trial], death: Hit, saved: list[int]
 ) -> None:
     tried = trial(deepspeed_zygote, 2, "engine=deepspeed", "engine.zero_stage=3")
     tried.hit(death, saved)
