@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.result import Row, load_average, parser, ratios, report, workplace
-from llm_pretrain.config.schema import DataConfig, SourceConfig, TrainConfig
+from llm_pretrain.config.data import DataConfig, SourceConfig
+from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.data.prepare import Prepared, PreparedSource
 from llm_pretrain.data.shards import TokenStream, write_shard

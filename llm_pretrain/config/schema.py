@@ -4,22 +4,18 @@ import json
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from llm_pretrain.config.cluster import ClusterConfig
+from llm_pretrain.config.data import DataConfig
+from llm_pretrain.config.fields import RULES, Fraction01, NonNegative, Positive, PositiveFloat
 from llm_pretrain.duration import Duration, steps
-
-_RULES = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
-
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction01 = Annotated[float, Field(ge=0, le=1)]
 
 Shape = Literal["linear", "1-sqrt", "cosine", "mirror-cosine", "square", "exponential"]
 
 
-@dataclass(config=_RULES)
+@dataclass(config=RULES)
 class RunConfig:
     """Who the run is and where it lives."""
 
@@ -33,7 +29,7 @@ class RunConfig:
     """Seed of the initial parameters and of the data order. A branch keeps its parent's."""
 
 
-@dataclass(config=_RULES)
+@dataclass(config=RULES)
 class ModelConfig:
     """A Llama-style decoder: RMSNorm before each block, RoPE, SwiGLU, grouped-query attention."""
 
@@ -64,7 +60,7 @@ class ModelConfig:
     init_std / sqrt(2 L), as in the paper's code."""
 
 
-@dataclass(config=_RULES)
+@dataclass(config=RULES)
 class OptimizerConfig:
     """AdamW with decoupled weight decay, and the peak learning rate."""
 
@@ -86,7 +82,7 @@ class OptimizerConfig:
     """Largest global gradient norm; 0 turns clipping off."""
 
 
-@dataclass(config=_RULES)
+@dataclass(config=RULES)
 class CooldownConfig:
     """The decay at the end of a run."""
 
@@ -99,7 +95,7 @@ class CooldownConfig:
     """Multiplier reached when the run ends. "exponential" needs more than 0."""
 
 
-@dataclass(config=_RULES)
+@dataclass(config=RULES)
 class ScheduleConfig:
     """Warmup, constant, cooldown. Cosine and linear are a cooldown over the rest of the run."""
 
@@ -112,72 +108,7 @@ class ScheduleConfig:
     cooldown: CooldownConfig = field(default_factory=CooldownConfig)
 
 
-@dataclass(config=_RULES)
-class TokenizerConfig:
-    """The byte-level BPE that turns text into tokens."""
-
-    path: str | None = None
-    """A tokenizer.json of the `tokenizers` library. Null: train one on the first source."""
-    vocab_size: Annotated[int, Field(ge=258)] = 2048
-    """Vocabulary to train, with 256 bytes and the end-of-text token; unused with `path`."""
-    train_bytes: Positive = 8_000_000
-    """Bytes of text to train it on; unused with `path`."""
-    end_of_text: str = "<|endoftext|>"
-    """Token appended to each document."""
-
-
-@dataclass(config=_RULES)
-class SourceConfig:
-    """One corpus of a mixture."""
-
-    kind: Literal["stdlib", "text", "tokens"] = "stdlib"
-    """stdlib: the Python standard library's own source code. text: anything that
-    `datasets.load_dataset` opens. tokens: files written by datatrove's DocumentTokenizer."""
-    weight: PositiveFloat = 1.0
-    """Share of the sequences drawn from this source, relative to the sum of weights. A branch may
-    change it."""
-    path: str | None = None
-    """text: a file, a glob, or a hub name. tokens: a folder with .ds files."""
-    format: Literal["json", "parquet", "text"] | None = None
-    """text: builder for local files; null for a hub name."""
-    config: str | None = None
-    """text: configuration name of a hub dataset."""
-    split: str = "train"
-    """text: split to read."""
-    field: str = "text"
-    """text: column with the document."""
-    id_field: str | None = None
-    """text: column that names a document (decides training or validation); null: its position."""
-    validation_path: str | None = None
-    """tokens: folder of the validation files; the other kinds hold out `validation_fraction`."""
-    limit: Positive | None = None
-    """stdlib, text: read only this many documents."""
-
-
-@dataclass(config=_RULES)
-class DataConfig:
-    """What a batch is made of."""
-
-    sequence_length: Positive = 256
-    """Tokens the model sees in one sequence (T)."""
-    global_batch: Positive = 16
-    """Sequences per optimizer update, over all ranks."""
-    micro_batch: Positive = 16
-    """Sequences per forward pass on one rank, at most; must divide a rank's share of
-    global_batch where it is smaller. The share over micro_batch is the number of accumulated
-    passes."""
-    cache: str = ".cache"
-    """Folder for prepared tokens and tokenizers, shared by all runs."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that tokenize; 0: one per core."""
-    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
-    """Share of documents held out, chosen by a hash of their name."""
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    sources: dict[str, SourceConfig] = field(default_factory=lambda: {"stdlib": SourceConfig()})
-    """The mixture: name -> source. A name means the same text in every ancestor and branch."""
-
-
-@dataclass(config=_RULES)
+@dataclass(config=RULES)
 class PrecisionConfig:
     """Arithmetic of the forward and backward pass; parameters and moments stay float32."""
 
@@ -185,7 +116,7 @@ class PrecisionConfig:
     """bf16: matrix products in bfloat16, norms, softmax and loss in float32."""
 
 
-@dataclass(config=_RULES)
+@dataclass(config=RULES)
 class EngineConfig:
     """How parameters and optimizer live on the devices. Ranks are numbered with `tensor` inside
     `context` inside `shard` inside `replicate`: neighbours split matrices, the farthest hold
@@ -233,52 +164,7 @@ class EngineConfig:
     """Seconds that a rank waits for the others in one operation before it gives up."""
 
 
-@dataclass(config=_RULES)
-class HardwareConfig:
-    """What one device of a cluster can do, for `llm-pretrain estimate`. Null: not known; what needs
-    it is then not estimated. GiB are 2^30 bytes, GB/s 10^9 bytes a second in one direction."""
-
-    device: str = "unknown device"
-    """Name, as torch.cuda.get_device_name() gives it."""
-    memory: PositiveFloat | None = None
-    """GiB of a device."""
-    host_memory: PositiveFloat | None = None
-    """GiB that a job may use on a node, divided by the node's devices."""
-    peak: PositiveFloat | None = None
-    """Dense bf16 TFLOP/s of the datasheet, the denominator of MFU."""
-    matmul: PositiveFloat | None = None
-    """Dense bf16 TFLOP/s that large matrix products reach."""
-    attention: PositiveFloat | None = None
-    """bf16 TFLOP/s that causal attention reaches; scores that the mask leaves out do not count."""
-    memory_bandwidth: PositiveFloat | None = None
-    """GB/s between a device and its memory, which bound all that is no matrix product."""
-    inside_node: PositiveFloat | None = None
-    """GB/s of collectives among the devices of a node, each device: NCCL's bus bandwidth."""
-    between_nodes: PositiveFloat | None = None
-    """GB/s out of a node divided by its devices, as collectives reach it."""
-    file_system: PositiveFloat | None = None
-    """GB/s at which a large job writes a checkpoint, all nodes together."""
-    sources: list[str] = field(default_factory=list)
-    """Where the numbers are from."""
-
-
-@dataclass(config=_RULES)
-class ClusterConfig:
-    """Where runs are executed."""
-
-    name: str = "local"
-    """local: on this machine. Others name a profile, such as alps_clariden."""
-    jobs: Annotated[int, Field(ge=0)] = 1
-    """Branches trained at the same time by `branch apply`; 1: one after the other; 0: only make
-    their directories, for you to start each on as many ranks as you like."""
-    nodes: Positive = 1
-    """Nodes of a run."""
-    devices_per_node: Positive = 1
-    """Devices of a node, each with a rank of its own. Neighbouring ranks share a node."""
-    hardware: HardwareConfig = field(default_factory=HardwareConfig)
-
-
-@dataclass(config=_RULES)
+@dataclass(config=RULES)
 class LoggerConfig:
     """Where metrics go besides metrics.jsonl, which is always written."""
 
@@ -292,7 +178,7 @@ class LoggerConfig:
     """Project name for Weights & Biases."""
 
 
-@dataclass(config=_RULES)
+@dataclass(config=RULES)
 class EvalConfig:
     """Loss on held-out text, computed on all ranks."""
 
@@ -303,7 +189,7 @@ class EvalConfig:
     the source has fewer."""
 
 
-@dataclass(config=_RULES)
+@dataclass(config=RULES)
 class CheckpointConfig:
     """When to save, and what to keep."""
 
@@ -317,7 +203,7 @@ class CheckpointConfig:
     """Seconds that a save waits for the slowest rank before it fails, and the run with it."""
 
 
-@dataclass(config=_RULES)
+@dataclass(config=RULES)
 class BranchSpec:
     """Branches wanted from a run: where they start, how they end, what differs."""
 
@@ -333,7 +219,7 @@ class BranchSpec:
     """Anything else that differs, as on the command line: ["optimizer.lr=3e-4"]."""
 
 
-@dataclass(config=_RULES)
+@dataclass(config=RULES)
 class BranchArgs(BranchSpec):
     """What `llm-pretrain branch` is asked: a spec, and the run it starts from."""
 
@@ -341,7 +227,7 @@ class BranchArgs(BranchSpec):
     """Directory of the run to branch from."""
 
 
-@dataclass(config=_RULES)
+@dataclass(config=RULES)
 class Segment:
     """A stretch of an ancestor's training: what set its learning rate and its data."""
 
@@ -355,7 +241,7 @@ class Segment:
     data: DataConfig
 
 
-@dataclass(config=_RULES)
+@dataclass(config=RULES)
 class TrainConfig:
     """Everything that decides a run."""
 

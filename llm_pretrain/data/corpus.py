@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from llm_pretrain.config.schema import SourceConfig
+from llm_pretrain.config.data import SourceConfig
 from llm_pretrain.errors import UserError, did_you_mean
 
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from llm_pretrain.config.schema import DataConfig, TrainConfig
+from llm_pretrain.config.data import DataConfig
+from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.mixture import Mixture
 from llm_pretrain.data.permutation import permute
 from llm_pretrain.data.prepare import Prepared

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_pretrain.atomic import appearing, remove_leftovers
-from llm_pretrain.config.schema import DataConfig, SourceConfig
+from llm_pretrain.config.data import DataConfig, SourceConfig
 from llm_pretrain.data import chunks, corpus
 from llm_pretrain.data.progress import Meter
 from llm_pretrain.data.shards import Tokens, TokenStream

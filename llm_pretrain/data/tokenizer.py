@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from llm_pretrain.atomic import appearing, remove_leftovers
-from llm_pretrain.config.schema import DataConfig
+from llm_pretrain.config.data import DataConfig
 from llm_pretrain.data import corpus
 from llm_pretrain.data.shards import token_size
 from llm_pretrain.errors import UserError, did_you_mean

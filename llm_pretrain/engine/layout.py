@@ -3,7 +3,8 @@
 import json
 from dataclasses import dataclass
 
-from llm_pretrain.config.schema import DataConfig, EngineConfig, TrainConfig
+from llm_pretrain.config.data import DataConfig
+from llm_pretrain.config.schema import EngineConfig, TrainConfig
 from llm_pretrain.errors import UserError
 
 _OWNED = {

@@ -11,7 +11,8 @@ from llm_pretrain import atomic
 from llm_pretrain.branch.plan import planned_steps
 from llm_pretrain.checkpoint.store import CheckpointStore, Meta
 from llm_pretrain.checkpoint.verify import latest, verify
-from llm_pretrain.config.schema import DataConfig, TrainConfig
+from llm_pretrain.config.data import DataConfig
+from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.data.prepare import Prepared, prepare
 from llm_pretrain.engine.build import build_engine

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm_pretrain.config.schema import SourceConfig
+from llm_pretrain.config.data import SourceConfig
 from llm_pretrain.data.corpus import Document, definition, documents, held_out
 from llm_pretrain.errors import UserError
 
@@ -178,7 +178,7 @@ def test_half_read_streams_let_the_process_exit(tmp_path: Path, kind: str) -> No
         else:
             path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
     code = (
-        "from llm_pretrain.config.schema import SourceConfig\n"
+        "from llm_pretrain.config.data import SourceConfig\n"
         "from llm_pretrain.data.corpus import documents\n"
         f"source = SourceConfig(kind='text', path={str(tmp_path / '*')!r}, format={kind!r})\n"
         "stream = documents('s', source)\n"

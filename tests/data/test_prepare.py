@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm_pretrain.config.schema import DataConfig, SourceConfig, TokenizerConfig
+from llm_pretrain.config.data import DataConfig, SourceConfig, TokenizerConfig
 from llm_pretrain.data import chunks, corpus, prepare, progress
 from llm_pretrain.data.corpus import held_out
 from llm_pretrain.data.prepare import Prepared, PreparedSource

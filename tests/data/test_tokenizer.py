@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
 
-from llm_pretrain.config.schema import DataConfig, SourceConfig, TokenizerConfig
+from llm_pretrain.config.data import DataConfig, SourceConfig, TokenizerConfig
 from llm_pretrain.data import corpus
 from llm_pretrain.data.corpus import held_out
 from llm_pretrain.data.tokenizer import Tokenizer, load_tokenizer, read_tokenizer

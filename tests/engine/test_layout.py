@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 # A group of one process that believes in the others; there is no public way to ask for a mesh.
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from llm_pretrain.config.schema import DataConfig, EngineConfig
+from llm_pretrain.config.data import DataConfig
+from llm_pretrain.config.schema import EngineConfig
 from llm_pretrain.engine.layout import Layout, passes
 from llm_pretrain.errors import UserError
 
