@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_pretrain.config.data import DataConfig, SourceConfig
 from llm_pretrain.config.schema import (
-    DataConfig,
     ScheduleConfig,
     Segment,
-    SourceConfig,
     TrainConfig,
 )
 from llm_pretrain.data.loader import Loader, RoundRobin

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from llm_pretrain.config.data import DataConfig
 from llm_pretrain.config.schema import (
-    DataConfig,
     EngineConfig,
     ModelConfig,
     OptimizerConfig,

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_pretrain.branch.plan import Origin, expand
+from llm_pretrain.config.data import DataConfig
 from llm_pretrain.config.schema import (
     BranchSpec,
     CooldownConfig,
-    DataConfig,
     EvalConfig,
     OptimizerConfig,
     RunConfig,

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from llm_pretrain.config.data import DataConfig
 from llm_pretrain.config.schema import (
     CooldownConfig,
-    DataConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
