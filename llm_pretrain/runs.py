@@ -2,27 +2,22 @@
 
 import json
 import os
-import platform
 import shutil
-import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from llm_pretrain import __version__, atomic, lock
+from llm_pretrain import atomic, lock, provenance
 from llm_pretrain.config.compose import dump, read
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import UserError
 
 State = Literal["created", "running", "interrupted", "failed", "finished"]
-
-_PACKAGES = ("torch", "numpy", "tokenizers", "datasets", "hydra-core")
 
 
 @dataclass(frozen=True)
@@ -246,8 +241,8 @@ def new_record(
         parent_dir=parent_dir,
         parent_checkpoint=parent_checkpoint,
         overrides=list(overrides),
-        git=_git(),
-        versions=_versions(),
+        git=provenance.git(),
+        versions=provenance.versions(),
     )
 
 
@@ -274,29 +269,3 @@ def _created(run: Run) -> str:
 
 def _encode(record: Record) -> str:
     return json.dumps(asdict(record), indent=2) + "\n"
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "llm-pretrain": __version__}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _git() -> dict[str, Any]:
-    folder = Path(__file__).parent
-    try:
-        _git_output(folder, "ls-files", "--error-unmatch", Path(__file__).name)
-        commit = _git_output(folder, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git_output(folder, "status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
-
-
-def _git_output(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
