@@ -47,6 +47,8 @@ format: install
 bench: install
 	$(BIN)/python -m benchmarks.loop
 	$(BIN)/python -m benchmarks.save
+	$(BIN)/python -m benchmarks.reshard
+	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.startup
 

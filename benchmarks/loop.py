@@ -16,15 +16,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks.result import (
-    Row,
-    load_average,
-    parser,
-    ratios,
-    report,
-    synchronize,
-    workplace,
-)
+from benchmarks.result import Row, load_average, parser, ratios, report, synchronize, workplace
 from llm_pretrain.config.compose import compose
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader

@@ -9,19 +9,18 @@ it in a run. Each is followed by copying one file of the same size on the same d
 at the end. What is read was written shortly before and is still in the system's memory.
 """
 
-import multiprocessing
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.launcher import LaunchConfig, elastic_launch
 from torch.distributed.tensor import DTensor
 
 from benchmarks.result import Row, load_average, parser, ratios, report, workplace
@@ -30,9 +29,9 @@ from llm_pretrain.checkpoint.saver import Saver
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.checkpoint.tensors import fill
 from llm_pretrain.config.compose import compose
+from llm_pretrain.config.schema import EngineConfig
 from llm_pretrain.engine.fsdp import FsdpEngine
-from llm_pretrain.engine.layout import Layout
-from llm_pretrain.world import World
+from llm_pretrain.world import World, join
 
 WRITERS, READERS = 4, 3
 _STATUS = Path("/proc/self/status")
@@ -131,35 +130,30 @@ def plain_copy(folder: Path, world: World) -> tuple[int, float]:
 
 
 def on_ranks(size: int, function: Callable[..., Any], place: Path, *arguments: Any) -> list[Any]:
-    """What `function(world, *arguments)` returns on each of `size` new processes."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__])
-    meeting = place / f"meeting-{function.__name__}"
-    ranks = []
-    for rank in range(size):
-        reader, writer = server.Pipe(duplex=False)
-        call = (function, arguments)
-        process = server.Process(target=_rank, args=(writer, meeting, rank, size, call))
-        process.start()
-        writer.close()
-        ranks.append((process, reader))
-    # A rank that died has closed its end, which raises EOFError here.
-    results = [reader.recv() for _, reader in ranks]
-    for process, _ in ranks:
-        process.join()
-    return results
+    """What `function(world, *arguments)` returns on each of `size` new processes.
+
+    Raises ChildFailedError when one of them fails.
+    """
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=size,
+        run_id=function.__name__,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        start_method="forkserver",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=str(place / "logs")),
+    )
+    results = elastic_launch(launch, _rank)(function, arguments)
+    return [results[rank] for rank in range(size)]
 
 
-def _rank(
-    writer: Connection, meeting: Path, rank: int, size: int, call: tuple[Any, tuple[Any, ...]]
-) -> None:
+def _rank(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-    world = World(rank, Layout(shard=size), torch.device("cpu"), dist.new_group(backend="gloo"))
-    function, arguments = call
-    with torch.no_grad():
-        writer.send(function(world, *arguments))
-    dist.destroy_process_group()
+    with join(EngineConfig(device="cpu")) as world, torch.no_grad():
+        return function(world, *arguments)
 
 
 def _own(state: dict[str, Any]) -> list[torch.Tensor]:

@@ -17,15 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.result import (
-    Row,
-    load_average,
-    parser,
-    ratios,
-    report,
-    synchronize,
-    workplace,
-)
+from benchmarks.result import Row, load_average, parser, ratios, report, synchronize, workplace
 from llm_pretrain.checkpoint.saver import Saver
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import compose

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_pretrain import __version__
 
-_PACKAGES = ("torch", "numpy", "tokenizers", "datasets", "hydra-core")
+_PACKAGES = ("torch", "deepspeed", "numpy", "tokenizers", "datasets", "hydra-core")
 
 
 def versions() -> dict[str, str]:

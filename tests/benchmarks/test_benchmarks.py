@@ -2,15 +2,29 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from benchmarks import collect, engines, loader, loop, reshard, save, startup
+from benchmarks.engines import Variant
 from benchmarks.result import RATIO, Row, plain, ratios
+from llm_pretrain.config.compose import compose
+from llm_pretrain.engine.layout import Layout
 
 Main = Callable[[Sequence[str]], None]
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """The signal handlers as they were: torch's launcher sets its own and leaves them."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) != handler:
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +54,38 @@ def test_quick(module: str, main: Main, tmp_path: Path, capsys: pytest.CaptureFi
     assert module == "startup" or any(row["unit"] == RATIO for row in facts["rows"])
     assert facts.get("largest_loss_difference", 0) < 1e-4
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+def test_variants_of_engines_make_their_ranks(ranks: int) -> None:
+    model = [f"model.{name}={ranks}" for name in ("heads", "kv_heads")]
+    sizes = [f"model.{name}={512 * ranks}" for name in ("ffn", "vocab_size")]
+    length = [f"data.sequence_length={32 * ranks}", "data.tokenizer.vocab_size=300"]
+    found = engines.variants(ranks)
+    settings = set()
+    for variant in found:
+        engine = compose(variant.arguments([*model, *sizes, *length], 5)).engine
+        layout = Layout.of(engine, variant.ranks)
+        settings.add((engine.name, engine.offload, engine.zero_stage, layout))
+    assert {variant.ranks for variant in found} == {1, ranks}
+    assert len({variant.name for variant in found}) == len(settings) == len(found)
+
+
+def test_an_engine_that_cannot_be_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = Variant("odd", 2, ["engine.tensor=2", "model.kv_heads=1"])
+    rows, refused = engines.measure(tmp_path, [odd], [], quick=True)
+    assert rows == []
+    assert "engine.tensor: 2 does not divide model.kv_heads=1" in refused["odd"]
+    assert capsys.readouterr().err == f"odd: left out ({refused['odd']})\n"
+
+
+def test_memory_beside_its_estimate() -> None:
+    measured = Variant("it", 1, rows=[{"peak_memory_gib": 2.0}, {"peak_memory_gib": 3.0}])
+    peak, estimated, ratio = engines.memory_rows(measured, 2.0)
+    assert (peak.samples, estimated.samples, ratio.samples) == ([2.0, 3.0], [2.0], [1.0, 1.5])
+    assert engines.memory_rows(Variant("without a GPU", 1, rows=[{"loss": 1.0}]), 2.0) == []
 
 
 def test_markdown_has_a_row_for_each_figure(

@@ -66,7 +66,7 @@ def files(cache: Path) -> dict[str, bytes]:
 def start(cache: Path, marker: str) -> subprocess.Popen[bytes]:
     """A preparation in a process of its own, with two workers that carry `marker`."""
     code = (
-        "from llm_pretrain.config.schema import *\n"
+        "from llm_pretrain.config.data import *\n"
         "from llm_pretrain.data import prepare\n"
         f"prepare.CHUNK_CHARACTERS = {CHUNK}\n"
         f"prepare.prepare({config(cache, workers=2)!r})\n"

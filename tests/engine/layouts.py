@@ -66,6 +66,13 @@ LAYOUTS = {
     "ZeRO-3 2": zero(3),
 }
 
+PAIRS = {
+    "copies 2, tensor 2": fsdp(4, "shard=1", "tensor=2", parts=2),
+    "copies 2, context 2": fsdp(4, "shard=1", "context=2", parts=2),
+    "context 2, FSDP 2": fsdp(4, "context=2", parts=2),
+}
+"""Two ways to cut at once, where the README's table has no row for them."""
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -81,7 +88,8 @@ class Fleet:
         asked = (f"experiment={experiment}", *layout.arguments, *overrides)
         path = self.runs.get((layout.ranks, asked))
         if path is None:
-            path = self.place / f"run{len(self.runs)}"
+            # Not the number of `runs`: one that failed has left its directory.
+            path = self.place / f"run{len(list(self.place.glob('run*')))}"
             self.command(layout, f"run.dir={path}", *asked, f"data.cache={self.cache}")
             self.runs[layout.ranks, asked] = path
         return path

@@ -7,6 +7,7 @@ import pytest
 
 from tests.engine.layouts import (
     LAYOUTS,
+    PAIRS,
     STATE_BOUND,
     STEPS,
     Fleet,
@@ -39,6 +40,13 @@ def test_fp32(fleet: Fleet, name: str) -> None:
     assert_close_states(run, one, STEPS, STATE_BOUND)
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_two_ways_to_cut_at_once(fleet: Fleet, name: str) -> None:
+    run, one = (fleet.train(of, "model.layers=2") for of in (PAIRS[name], LAYOUTS["one process"]))
+    assert_same_training(run, one)
+    assert_close_states(run, one, STEPS, STATE_BOUND)
+
+
 @pytest.mark.parametrize("name", SHARDED)
 def test_bf16(fleet: Fleet, name: str) -> None:
     small, bf16 = "model.layers=2", "precision=bf16"
@@ -67,7 +75,11 @@ OPTIONS = ["recompute=block", "reshard_after_forward=false", "prefetch=2", "offl
 
 @pytest.mark.parametrize(
     "name,options",
-    [*(("FSDP 2", [option]) for option in OPTIONS), ("tensor 2, FSDP 2", OPTIONS)],
+    [
+        *(("FSDP 2", [option]) for option in OPTIONS),
+        *(("HSDP 2x2", [option]) for option in ("reshard_after_forward=false", "offload=all")),
+        ("tensor 2, FSDP 2", OPTIONS),
+    ],
 )
 def test_options_change_no_bit(fleet: Fleet, name: str, options: list[str]) -> None:
     """They move values or compute them again, and every sum keeps its order."""
@@ -77,7 +89,7 @@ def test_options_change_no_bit(fleet: Fleet, name: str, options: list[str]) -> N
     assert_close_states(other, plain, STEPS, 0.0)
 
 
-@pytest.mark.parametrize("name", ["FSDP 2", "HSDP 2x2"])
+@pytest.mark.parametrize("name", ["FSDP 2", "HSDP 2x2", "tensor 2, FSDP 2", "context 2"])
 def test_whole_gradients_between_the_passes(fleet: Fleet, name: str) -> None:
     plain = fleet.train(LAYOUTS[name], "model.layers=2")
     whole = fleet.train(LAYOUTS[name], "model.layers=2", "engine.accumulate=whole")
@@ -85,11 +97,17 @@ def test_whole_gradients_between_the_passes(fleet: Fleet, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["FSDP 2", "tensor 2"])
-def test_compiled(fleet: Fleet, name: str) -> None:
-    plain = fleet.train(LAYOUTS[name], "model.layers=2")
-    compiled = fleet.train(LAYOUTS[name], "model.layers=2", "engine.compile=true")
-    assert_same_training(compiled, plain)
+@pytest.mark.parametrize(
+    "name,options",
+    [
+        *((name, []) for name in ("FSDP 2", "tensor 2", "context 2", "ZeRO-1 2", "ZeRO-2 2")),
+        ("FSDP 2", ["recompute=block"]),
+    ],
+)
+def test_compiled(fleet: Fleet, name: str, options: list[str]) -> None:
+    ask = ("model.layers=2", "engine.compile=true", *(f"engine.{option}" for option in options))
+    one = fleet.train(LAYOUTS["one process"], "model.layers=2")
+    assert_same_training(fleet.train(LAYOUTS[name], *ask), one)
 
 
 def test_the_table_of_the_readme(fleet: Fleet) -> None:

@@ -1,10 +1,18 @@
 """A checkpoint does not know who wrote it: every engine goes on where another stopped."""
 
+import itertools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from llm_pretrain.checkpoint.saver import Saver
+from llm_pretrain.checkpoint.store import CheckpointStore
+from llm_pretrain.runs import Run
+from tests.checkpoint.states import meta
 from tests.engine.layouts import (
     LAYOUTS,
     STATE_BOUND,
@@ -13,11 +21,20 @@ from tests.engine.layouts import (
     assert_close_states,
     differences,
     fp32_bound,
+    fsdp,
 )
-from tests.support import assert_same_run, record
+from tests.engine.zero import alone
+from tests.support import assert_same_run, record, tensors
 
 NAMES = ["one process", "FSDP 2", "FSDP 4", "HSDP 2x2", "tensor 2"]
 NAMES += ["ZeRO-1 2", "ZeRO-2 2", "ZeRO-3 2"]
+OPTIONS = ("offload=all", "reshard_after_forward=false", "accumulate=whole", "prefetch=1")
+OPTIONS += ("recompute=block",)
+WITH_OPTIONS = {
+    "FSDP 2 with options": fsdp(2, *OPTIONS),
+    "HSDP 2x2 with options": fsdp(4, "replicate=2", "shard=2", *OPTIONS),
+}
+RUNS = LAYOUTS | WITH_OPTIONS
 STOP = STEPS // 2
 EVERY = [f"{field}={STOP} steps" for field in ("eval.every", "checkpoint.every")]
 
@@ -26,7 +43,7 @@ def trained(fleet: Fleet, name: str, steps: int) -> Path:
     """A finished run of so many steps, with checkpoints at the middle and the end."""
     keep = f"checkpoint.keep_every={STOP} steps"
     total = f"schedule.total={steps} steps"
-    return fleet.train(LAYOUTS[name], total, keep, *EVERY, experiment="tiny")
+    return fleet.train(RUNS[name], total, keep, *EVERY, experiment="tiny")
 
 
 def assert_goes_on(run: Path, whole: Path, step: int) -> None:
@@ -38,10 +55,15 @@ def assert_goes_on(run: Path, whole: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reader", NAMES)
-@pytest.mark.parametrize("writer", NAMES)
+@pytest.mark.parametrize(
+    "writer,reader",
+    [
+        *itertools.product(NAMES, NAMES),
+        *((writer, reader) for writer in WITH_OPTIONS for reader in (writer, "FSDP 2")),
+    ],
+)
 def test_resumed_by_another(fleet: Fleet, tmp_path: Path, writer: str, reader: str) -> None:
-    run, layout = tmp_path / "run", LAYOUTS[reader]
+    run, layout = tmp_path / "run", RUNS[reader]
     shutil.copytree(trained(fleet, writer, STOP), run)
     total = f"schedule.total={STEPS} steps"
     fleet.command(layout, f"resume={run}", total, *layout.arguments)
@@ -78,3 +100,26 @@ def test_a_branch_under_another_engine(
     same = branched(fleet, tmp_path / "same", "one process", "one process")
     assert_goes_on(other, same, STOP + 4)
     assert [s["world_size"] for s in record(other)["sessions"]] == [LAYOUTS[reader].ranks]
+
+
+@pytest.mark.parametrize("name", ["FSDP 4", "tensor 2", "ZeRO-3 2"])
+def test_an_export_does_not_know_either(
+    fleet: Fleet, tmp_path: Path, cli: Callable[..., int], name: str
+) -> None:
+    """The same files as from a checkpoint of the same values that one process wrote."""
+    ranks, one = trained(fleet, name, STOP), tmp_path / "one"
+    assert len(list(ranks.glob("checkpoints/*/*.distcp"))) == LAYOUTS[name].ranks
+    shutil.copytree(ranks, one, ignore=shutil.ignore_patterns("step-*"))
+    values = tensors(ranks, STOP)["model"]
+    saver = Saver(CheckpointStore(Run.open(one).checkpoints), alone())
+    saver.start({"model": values}, meta(STOP))
+    saver.wait()
+    files = {}
+    for run in (ranks, one):
+        folder = tmp_path / f"hf-{run.name}"
+        assert cli("export", str(run), str(folder), f"step={STOP}", "max_shard_size=20KB") == 0
+        files[run] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert files[ranks] == files[one]
+    assert len([name for name in files[one] if name.endswith(".safetensors")]) > 3
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(model.get_input_embeddings().weight, values["embedding.weight"])
