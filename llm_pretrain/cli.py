@@ -18,7 +18,8 @@ _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns 
   llm-pretrain estimate [KEY=VALUE ...]               memory, traffic and speed of a run to come
 
 'llm-pretrain train --help', 'branch --help' and 'estimate --help' explain every KEY.
-Exit codes: 0 done, 2 bad input, 75 stopped on request and saved: run it again to go on."""
+Exit codes: 0 done, 1 another rank was lost, 2 bad input, 3 estimate: it does not fit, 75 stopped on
+request and saved: run it again to go on."""
 
 
 def main() -> None:

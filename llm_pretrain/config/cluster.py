@@ -34,6 +34,8 @@ class HardwareConfig:
     """GB/s out of a node divided by its devices, as collectives reach it."""
     file_system: PositiveFloat | None = None
     """GB/s at which a large job writes a checkpoint, all nodes together."""
+    file_system_per_rank: PositiveFloat | None = None
+    """GB/s at which one rank writes its part, checksums included; what bounds a small job."""
     sources: list[str] = field(default_factory=list)
     """Where the numbers are from."""
 

@@ -6,8 +6,10 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
+
 from llm_pretrain.config import schema
-from llm_pretrain.config.compose import groups
+from llm_pretrain.config.compose import compose, conf_dir, groups
 
 _TRAIN = """usage: llm-pretrain train [KEY=VALUE ...] [--config-dir DIR] [Hydra flags]
 
@@ -33,9 +35,10 @@ Says from the config alone, without a GPU, what a run needs and how fast it may 
 device and of its host, bytes a rank sends, seconds of an update. Layouts that cannot work are
 refused. --json prints the numbers for a program, in bytes and seconds.
 
-What is not given is as in conf/estimate.yaml: bf16, 4096 sequences of 4096 tokens an update,
-micro-batches of 4, recompute=block, cluster=alps_clariden. A run of your own is described by
-experiment=NAME, where it runs by cluster=PROFILE cluster.nodes=N.
+What is not given is as in conf/estimate.yaml:
+{defaults} and the values below.
+A run of your own is described by experiment=NAME, and what that does not give is then as `train`
+has it; where it runs is described by cluster=PROFILE cluster.nodes=N.
 
 Exit codes: 0 it fits, or the profile does not know the memory; 3 it does not fit; 2 bad input.
 """
@@ -61,13 +64,16 @@ def train_help() -> str:
 
 def estimate_help() -> str:
     """Help of `llm-pretrain estimate`: the fields that it depends on; any other is allowed."""
-    lines = [_ESTIMATE, "Groups (choose with GROUP=OPTION):"]
+    chosen = _chosen("estimate")
+    defaults = " ".join(f"{group}={chosen[group]}" for group in _ESTIMATED if group != "data")
+    lines = [_ESTIMATE.format(defaults=defaults), "Groups (choose with GROUP=OPTION):"]
     for group, options in groups().items():
         if group in (*_ESTIMATED, "experiment"):
             lines += _wrap(f"{group}: {', '.join(options)}", "  ")
-    lines.append("\nFields (KEY=VALUE), with the defaults of a run:")
+    lines.append("\nFields (KEY=VALUE), with the values of conf/estimate.yaml:")
     others = [f.name for f in dataclasses.fields(schema.TrainConfig) if f.name not in _ESTIMATED]
-    lines += _describe(schema.TrainConfig, "", skip=(*others, *_UNREAD))
+    values = compose([], name="estimate")
+    lines += _describe(schema.TrainConfig, "", (*others, *_UNREAD), values)
     return "\n".join(lines)
 
 
@@ -76,7 +82,18 @@ def branch_help() -> str:
     return "\n".join([_BRANCH, *_describe(schema.BranchArgs, "", skip=("overrides",))])
 
 
-def _describe(cls: Any, prefix: str, skip: tuple[str, ...] = ()) -> Iterator[str]:
+def _chosen(name: str) -> dict[str, str]:
+    """The option of each group that conf/NAME.yaml chooses."""
+    listed = yaml.safe_load((conf_dir() / f"{name}.yaml").read_text())["defaults"]
+    return {
+        group: option for item in listed if isinstance(item, dict) for group, option in item.items()
+    }
+
+
+def _describe(
+    cls: Any, prefix: str, skip: tuple[str, ...] = (), values: Any = None
+) -> Iterator[str]:
+    """Lines about each field of a dataclass. `values`: an instance to show instead of defaults."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         name, hint = prefix + field.name, hints[field.name]
@@ -85,12 +102,13 @@ def _describe(cls: Any, prefix: str, skip: tuple[str, ...] = ()) -> Iterator[str
         text = _docstring(cls, field.name)
         if hasattr(hint, "__pydantic_fields__"):
             yield from _wrap(f"{name}: {(hint.__doc__ or '').strip()}", "  ")
-            yield from _describe(hint, f"{name}.", skip)
+            yield from _describe(hint, f"{name}.", skip, getattr(values, field.name, None))
         elif typing.get_origin(hint) is dict:
             yield from _wrap(f"{name}: {text}", "  ")
             yield from _describe(typing.get_args(hint)[1], f"{name}.NAME.")
         else:
-            yield from _wrap(f"{name}={_default(field)}  {text}", "  ")
+            value = _default(field) if values is None else _shown(getattr(values, field.name))
+            yield from _wrap(f"{name}={value}  {text}", "  ")
 
 
 def _docstring(cls: Any, name: str) -> str:
@@ -102,10 +120,16 @@ def _docstring(cls: Any, name: str) -> str:
 
 def _default(field: "dataclasses.Field[Any]") -> str:
     if field.default is not dataclasses.MISSING:
-        return "null" if field.default is None else str(field.default)
+        return _shown(field.default)
     if field.default_factory is not dataclasses.MISSING:
         return str(field.default_factory())
     return "(required)"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return "[...]"
+    return "null" if value is None else str(value)
 
 
 def _wrap(text: str, indent: str) -> list[str]:

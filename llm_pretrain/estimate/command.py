@@ -2,12 +2,18 @@
 
 import dataclasses
 import json
+import os
+import sys
 from collections.abc import Sequence
+
+from rich.console import Console
 
 from llm_pretrain.config.compose import compose
 from llm_pretrain.errors import EXIT_OK, UserError
+from llm_pretrain.estimate.ranks import ranks_of
 from llm_pretrain.train.command import split_arguments
 
+_PIPE_WIDTH = 120
 EXIT_DOES_NOT_FIT = 3
 """The run could start, but not in the memory of the cluster's profile."""
 
@@ -24,7 +30,8 @@ def estimate(arguments: Sequence[str]) -> int:
     # An experiment is a run as `train` would start it; the defaults of a plan are not its own.
     described = any(override.startswith("experiment=") for override in overrides)
     config = compose(overrides, config_dir, name="train" if described else "estimate")
-    # torch takes seconds to import; wrong keys are told before.
+    # torch takes seconds to import; what cannot work is told before.
+    ranks_of(config)
     from llm_pretrain.estimate.plan import estimate as plan  # noqa: PLC0415
     from llm_pretrain.estimate.render import show, verdict  # noqa: PLC0415
 
@@ -33,7 +40,23 @@ def estimate(arguments: Sequence[str]) -> int:
         data = dataclasses.asdict(found)
         for mode, memory in found.memory.items():
             data["memory"][mode] |= {"device": memory.device, "host": memory.host}
-        print(json.dumps({**data, "verdict": verdict(found, config)}, indent=2))
+        text = json.dumps({**data, "verdict": verdict(found, config)}, indent=2) + "\n"
     else:
-        show(found, config)
+        console = Console()
+        if not console.is_terminal:
+            console.width = max(console.width, _PIPE_WIDTH)
+        with console.capture() as captured:
+            show(found, config, console)
+        text = captured.get()
+    _write(text)
     return EXIT_DOES_NOT_FIT if found.shortages else EXIT_OK
+
+
+def _write(text: str) -> None:
+    """Print; a reader who leaves before the end, such as `head`, has what it wanted."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would try the rest once more when it exits, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

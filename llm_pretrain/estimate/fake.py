@@ -1,7 +1,7 @@
 """The real engine on fake tensors and a fake process group: any model, any number of ranks."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -9,19 +9,35 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+# Tensors with a shape and no memory; torch.compile's own, which nothing public gives. The meta
+# device would not do: DTensor and FSDP take it for a model that has yet to be filled.
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor, Partial
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# Nothing public makes a group of ranks that are not there.
+# Nothing public makes a group of ranks that are not there. Without it an estimate would need one
+# process for each rank of the cluster.
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.fsdp import FsdpEngine
 from llm_pretrain.engine.layout import Layout
-from llm_pretrain.estimate.ledger import Ledger, local
-from llm_pretrain.model.transformer import Norm
+from llm_pretrain.estimate.ledger import Ledger
+from llm_pretrain.estimate.operation import local
+from llm_pretrain.model.transformer import CausalAttention, Norm
 from llm_pretrain.optim.adamw import make_state
 from llm_pretrain.world import World
+
+
+def keeps_scores(config: TrainConfig) -> bool:
+    """Whether attention on a GPU makes and keeps all scores, (B, H, T, T), for the backward pass.
+
+    Fused kernels of float32 know no groups of query heads with torch up to 2.13; flash attention
+    and cuDNN know no float32.
+    """
+    grouped = config.model.kv_heads < config.model.heads
+    return config.engine.device != "cpu" and config.precision.name == "fp32" and grouped
 
 
 class FakeEngine(FsdpEngine):
@@ -34,6 +50,8 @@ class FakeEngine(FsdpEngine):
             for module in self.model.modules():
                 if isinstance(module, Norm):
                     module.forward = partial(_cuda_norm, module, ledger)  # type: ignore[method-assign]
+                elif isinstance(module, CausalAttention) and keeps_scores(config):
+                    module.forward = partial(_cuda_scores, module.forward)  # type: ignore[method-assign]
         with self.running():
             make_state(self.optimizer)
         moments = [t for state in self.optimizer.state.values() for t in state.values()]
@@ -51,6 +69,7 @@ class FakeEngine(FsdpEngine):
         with self.running():
             made: dict[int, nn.Parameter] = {}
             for module in self.model.modules():
+                # named_parameters() would leave out the second name of a tied one.
                 for name, parameter in list(module._parameters.items()):
                     if parameter is None:
                         continue
@@ -101,6 +120,12 @@ def _cuda_norm(norm: Norm, ledger: Ledger, x: Tensor) -> Tensor:
     fused: Any = _FusedNorm.apply
     y: Tensor = fused(x.float(), norm.weight.float(), ledger)
     return y.to(x.dtype)
+
+
+def _cuda_scores(attention: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`CausalAttention.forward` without a fused kernel, as CUDA does it where it has none."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return attention(*tensors)
 
 
 class _FusedNorm(torch.autograd.Function):

@@ -8,33 +8,24 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
+
+# What torch's notes on extending it describe, and FlopCounterMode is made of: the only way to see
+# each operation, those of the backward pass included.
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+
+from llm_pretrain.estimate.operation import Collective, Operation, fakes, local, nbytes
 
 _PROPAGATION = "torch/distributed/tensor/_sharding_prop.py"
-_COLLECTIVES = {
-    "_allgather_base_": "all-gather",
-    "all_gather_into_tensor": "all-gather",
-    "_reduce_scatter_base_": "reduce-scatter",
-    "reduce_scatter_tensor": "reduce-scatter",
-    "allreduce_": "all-reduce",
-    "all_reduce": "all-reduce",
-    "all_to_all_single": "all-to-all",
-    "shard_dim_alltoall": "all-to-all",
-}
+"""Where DTensor works out how a result is cut. If it moved, memory would be counted for tensors
+that are never made, which tests/estimate/test_memory.py would show."""
 _FSDP_COPIES = {
     "all_gather_copy_in": "gathered",
     "split_with_sizes_copy": "gathered",
     "chunk_cat": "reducing",
 }
 """What the buffers hold that FSDP copies into."""
-_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
-_WITHOUT_TRAFFIC = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
 
 
 @dataclass
@@ -47,20 +38,6 @@ class Storage:
     """Bytes now; 0 when freed."""
     label: str = ""
     """What it holds, where an operation has shown it."""
-
-
-@dataclass(frozen=True)
-class Collective:
-    """One exchange among ranks."""
-
-    kind: str
-    by: str
-    """fsdp: parameters and gradients; dtensor: all else."""
-    dtype: str
-    bytes: int
-    """Of the whole: the gathered or the not yet scattered tensor."""
-    ranks: tuple[int, ...]
-    """Its group, of which rank 0 is one."""
 
 
 @dataclass
@@ -86,28 +63,6 @@ class Segment:
     """Index of its first event."""
     work: Work = field(default_factory=Work)
     collectives: list[Collective] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Operation:
-    """A call of an operator on this rank's tensors."""
-
-    func: Any
-    args: tuple[Any, ...]
-    inputs: list[Tensor]
-    outputs: list[Tensor]
-    fresh: list[Tensor]
-    """Outputs with memory of their own."""
-
-    @property
-    def name(self) -> str:
-        """Without the namespace and the overload."""
-        return str(self.func.overloadpacket.__name__)
-
-    @property
-    def namespace(self) -> str:
-        """Of torch.ops."""
-        return str(self.func.namespace)
 
 
 class Ledger(TorchDispatchMode):
@@ -141,7 +96,7 @@ class Ledger(TorchDispatchMode):
 
     def kernel(self, *tensors: Tensor) -> None:
         """Count one kernel that reads or writes each of these once."""
-        self.segments[-1].work.traffic += sum(map(_bytes, tensors))
+        self.segments[-1].work.traffic += sum(map(nbytes, tensors))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See TorchDispatchMode."""
@@ -154,22 +109,23 @@ class Ledger(TorchDispatchMode):
         result = func(*args, **kwargs)
         if not _about_whole_tensors():
             self._notice_resized()
-            inputs, outputs = _fakes((args, kwargs)), _fakes(result)
+            outputs = fakes(result)
             fresh = [t for t in outputs if self._notice(t.untyped_storage())]
-            self._record(_Operation(func, args, inputs, outputs, fresh))
+            self._record(Operation(func, args, kwargs, outputs, fresh))
         return result
 
-    def _record(self, op: _Operation) -> None:
+    def _record(self, op: Operation) -> None:
         self._label(op)
-        work = self.segments[-1].work
-        if op.name in _COLLECTIVES:
-            self._exchange(op)
-        elif op.func.overloadpacket in flop_registry:
-            work.products += flop_registry[op.func.overloadpacket](*op.args, out_val=op.outputs[0])
-        elif op.name.startswith(_ATTENTION):
-            work.attention += _attention_flops(op)
-        elif op.name not in _WITHOUT_TRAFFIC and (op.fresh or op.name.endswith("_")):
-            self.kernel(*op.inputs, *op.outputs)
+        segment = self.segments[-1]
+        if op.sends:
+            exchange = op.collective()
+            segment.collectives += [exchange] if len(exchange.ranks) > 1 else []
+            return
+        products, attention = op.product_flops(), op.attention_flops()
+        segment.work.products += products
+        segment.work.attention += attention
+        if not products and not attention:
+            segment.work.traffic += op.traffic()
 
     def _notice(self, storage: torch.UntypedStorage) -> bool:
         """Write down a storage; whether it is new."""
@@ -196,7 +152,7 @@ class Ledger(TorchDispatchMode):
             self.events.append((index, size - storage.size))
             storage.size = size
 
-    def _label(self, op: _Operation) -> None:
+    def _label(self, op: Operation) -> None:
         if op.namespace == "fsdp" and op.name in _FSDP_COPIES:
             self._label_new(op.outputs or op.inputs[-1:], _FSDP_COPIES[op.name])
         elif op.name == "empty":
@@ -213,50 +169,6 @@ class Ledger(TorchDispatchMode):
     def _label_of(self, tensor: Tensor) -> str:
         index = self._known.get(tensor.untyped_storage())
         return "" if index is None else self.storages[index].label
-
-    def _exchange(self, op: _Operation) -> None:
-        ranks = _ranks(op)
-        if len(ranks) > 1:
-            whole = max((*op.inputs, *op.outputs), key=_bytes)
-            by = "fsdp" if op.namespace == "c10d" else "dtensor"
-            dtype = str(whole.dtype).removeprefix("torch.")
-            exchange = Collective(_COLLECTIVES[op.name], by, dtype, _bytes(whole), ranks)
-            self.segments[-1].collectives.append(exchange)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that may be distributed."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _fakes(tree: Any) -> list[Tensor]:
-    return [t for t in tree_leaves(tree) if isinstance(t, FakeTensor)]
-
-
-def _bytes(tensor: Tensor) -> int:
-    """What reading the tensor reads; an expanded one is read from where it lies."""
-    part = local(tensor)
-    return min(part.numel() * part.itemsize, part.untyped_storage().nbytes())
-
-
-def _attention_flops(op: _Operation) -> float:
-    """Of a causal kernel: two products forwards; backwards four, and the scores once more."""
-    backward = op.name != _ATTENTION
-    batch, heads, length, size = op.inputs[1 if backward else 0].shape  # queries: (B, H, T, D)
-    pairs = length * (length + 1) / 2
-    return (10 if backward else 4) * batch * heads * size * pairs
-
-
-def _ranks(op: _Operation) -> tuple[int, ...]:
-    """The group of a collective. Nothing public finds it by its name, or takes it out of a box."""
-    names = [a.name for a in op.func._schema.arguments]
-    given = dict(zip(names, op.args, strict=False))
-    if "process_group" in given:
-        group = dist.ProcessGroup.unbox(given["process_group"])
-    else:
-        resolve: Any = dist.distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
-        group = resolve(given["group_name"])
-    return tuple(dist.get_process_group_ranks(group))
 
 
 def _about_whole_tensors() -> bool:

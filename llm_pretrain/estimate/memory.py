@@ -1,6 +1,6 @@
 """Bytes that a rank needs, on its device and on its host."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from llm_pretrain.config.schema import TrainConfig
@@ -9,7 +9,11 @@ from llm_pretrain.estimate.trace import CATEGORIES, Bytes, Trace
 
 GIB = 2**30
 RESERVE = 4 * GIB
-"""Assumed for what no trace sees: the CUDA context, NCCL's and cuBLAS's buffers, fragmentation."""
+"""Assumed for what no trace sees: the CUDA context, NCCL's and cuBLAS's buffers, what kernels take
+while they run, fragmentation."""
+HOST_RESERVE = 4 * GIB
+"""Assumed for a process beside state and checkpoints: Python and torch, which are 0.5 GiB without a
+GPU, CUDA's libraries and context, NCCL's buffers, batches."""
 CHECKPOINT_BYTES = 12
 """Per parameter: itself and two moments in float32."""
 
@@ -34,8 +38,8 @@ class Memory:
 
     @property
     def host(self) -> int:
-        """Bytes in host memory."""
-        return sum(self.offloaded.values()) + self.staging
+        """Bytes in host memory, with what is assumed for the process itself."""
+        return sum(self.offloaded.values()) + self.staging + HOST_RESERVE
 
 
 def memory_of(trace: Trace, config: TrainConfig, layout: Layout, passes: int) -> Memory:
@@ -44,7 +48,7 @@ def memory_of(trace: Trace, config: TrainConfig, layout: Layout, passes: int) ->
     parameters = trace.rest + trace.block * layers
     state = {**dict.fromkeys(CATEGORIES, 0), "parameters": parameters, "moments": 2 * parameters}
     hosted = ("parameters", "gradients", "moments") if config.engine.offload == "all" else ()
-    held, when = peak_of(trace, layers, passes, state, hosted)
+    held, when = peak_of(trace, layers, passes, state, hosted=hosted)
     offloaded: Bytes = {}
     if hosted:
         offloaded = {"parameters": parameters, "gradients": parameters, "moments": 2 * parameters}
@@ -54,18 +58,26 @@ def memory_of(trace: Trace, config: TrainConfig, layout: Layout, passes: int) ->
 
 
 def peak_of(
-    trace: Trace, layers: int, passes: int, state: Bytes, hosted: Collection[str]
+    trace: Trace,
+    layers: int,
+    passes: int,
+    state: Bytes,
+    *,
+    hosted: Collection[str],
+    gradients: Mapping[str, int] | None = None,
 ) -> tuple[Bytes, str]:
     """The worst moment of an update that begins with `state`, and the name of its stretch.
 
-    Categories in `hosted` do not count, since they are elsewhere.
+    Categories in `hosted` do not count, since they are elsewhere. `gradients`: bytes beside what
+    was traced, by the name of the stretch that has them.
     """
-    now = dict(state)
+    now, extra = dict(state), gradients or {}
     best, worst, when = -1, now, ""
     # More passes than were traced repeat what one of these does.
     for stretch in trace.order(layers, min(passes, trace.passes)):
         change, peak = stretch.memory(max(1, layers - 2 * trace.edge), hosted)
         moment = {c: 0 if c in hosted else now[c] + peak[c] for c in CATEGORIES}
+        moment["gradients"] += extra.get(stretch.segment.name, 0)
         if sum(moment.values()) > best:
             best, worst, when = sum(moment.values()), moment, stretch.segment.name
         now = {c: now[c] + change[c] for c in CATEGORIES}

@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llm_pretrain.config.schema import HardwareConfig, TrainConfig
-from llm_pretrain.engine.layout import Layout, passes
-from llm_pretrain.errors import UserError
+from llm_pretrain.config.cluster import HardwareConfig
+from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.engine.layout import Layout
 from llm_pretrain.estimate.memory import CHECKPOINT_BYTES, GIB, Memory, memory_of
+from llm_pretrain.estimate.ranks import ranks_of
 from llm_pretrain.estimate.speed import Speed, missing_rates, speed_of
 from llm_pretrain.estimate.trace import Trace, trace
 from llm_pretrain.estimate.traffic import Flow, Link, Network, flows_of
@@ -48,20 +49,19 @@ class Estimate:
     checkpoint: int
     """Bytes of one checkpoint on disk, without a few kilobytes beside the tensors."""
     saving: float | None
-    """Seconds to write one, if the profile knows the file system."""
+    """Seconds to write one, if the profile knows the file system's rates."""
 
 
 def estimate(config: TrainConfig) -> Estimate:
     """Plan the run. Raises UserError when it could not start."""
-    layout = layout_of(config)
-    count = passes(config.data, layout)
+    layout, count = ranks_of(config)
     traces = {mode: _trace(config, layout, count, mode) for mode in RECOMPUTE}
     of = zero_memory if config.engine.name == "deepspeed" else memory_of
     memory = {mode: of(traced, config, layout, count) for mode, traced in traces.items()}
     chosen = traces[config.engine.recompute]
     flows, speed, unknown = _traffic(chosen, config, layout, count)
     parameters = parameter_count(config.model)
-    size, rate = CHECKPOINT_BYTES * parameters, config.cluster.hardware.file_system
+    size = CHECKPOINT_BYTES * parameters
     return Estimate(
         layout=layout,
         passes=count,
@@ -72,7 +72,7 @@ def estimate(config: TrainConfig) -> Estimate:
         speed=speed,
         unknown=unknown,
         checkpoint=size,
-        saving=size / (rate * 1e9) if rate else None,
+        saving=_saving(size, memory[config.engine.recompute].staging, config.cluster.hardware),
     )
 
 
@@ -92,6 +92,13 @@ def _traffic(
     if zero:
         return flows, zero_speed(chosen, config, network, layout, count), []
     return flows, speed_of(chosen, config, network, count, layout.size), []
+
+
+def _saving(size: int, part: int, hardware: HardwareConfig) -> float | None:
+    """Seconds to write a checkpoint; few ranks do not get all that the file system can take."""
+    if hardware.file_system is None or hardware.file_system_per_rank is None:
+        return None
+    return max(size / hardware.file_system, part / hardware.file_system_per_rank) / 1e9
 
 
 def _shortages(memory: Memory, hardware: HardwareConfig) -> list[Shortage]:
@@ -115,17 +122,6 @@ def _unknown(config: TrainConfig, links: set[Link]) -> list[str]:
         reasons.append("profiles have no rate of updates in host memory (engine.offload)")
     missing = missing_rates(config, links)
     return [*reasons, *(f"{name} is not known" for name in missing)]
-
-
-def layout_of(config: TrainConfig) -> Layout:
-    """The layout of the cluster's ranks. Raises UserError when it cannot be, or would be absurd."""
-    cluster, engine = config.cluster, config.engine
-    if cluster.devices_per_node % engine.tensor:
-        raise UserError(
-            f"engine.tensor: {engine.tensor} ranks that split matrices do not share a node of "
-            f"cluster.devices_per_node={cluster.devices_per_node}; use a divisor of it"
-        )
-    return Layout.of(engine, cluster.nodes * cluster.devices_per_node)
 
 
 def _trace(config: TrainConfig, layout: Layout, count: int, mode: Recompute) -> Trace:

@@ -7,12 +7,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.estimate.memory import GIB, RESERVE
+from llm_pretrain.estimate.fake import keeps_scores
+from llm_pretrain.estimate.memory import GIB, HOST_RESERVE, RESERVE
 from llm_pretrain.estimate.plan import RECOMPUTE, Estimate
 from llm_pretrain.estimate.speed import ASSUMPTIONS, Speed
 from llm_pretrain.estimate.traffic import Network
 
-_PIPE_WIDTH = 120
+_LEAST_GIB = 0.005
+"""What would be shown as 0.00 is not."""
+_LEAST_SECONDS = 0.0005
 _ROWS = {
     "parameters": "parameters",
     "gradients": "gradients",
@@ -25,11 +28,8 @@ _ROWS = {
 }
 
 
-def show(estimate: Estimate, config: TrainConfig) -> None:
-    """Print all of it; tables on a terminal and in a pipe alike."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _PIPE_WIDTH)
+def show(estimate: Estimate, config: TrainConfig, console: Console) -> None:
+    """Print all of it."""
     console.print(escape(_headline(estimate, config)), highlight=False)
     console.print(_memory_table(estimate, config))
     for line in _storage_lines(estimate, config):
@@ -75,15 +75,17 @@ def _headline(estimate: Estimate, config: TrainConfig) -> str:
 def _memory_table(estimate: Estimate, config: TrainConfig) -> Table:
     asked = config.engine.recompute
     table = Table(title="Memory of a device at its worst moment, GiB", title_justify="left")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for mode in RECOMPUTE:
         mark = " (asked for)" if mode == asked else ""
-        table.add_column(f"recompute={mode}{mark}", justify="right")
+        table.add_column(f"recompute={mode}{mark}", justify="right", overflow="fold")
     for category, name in _ROWS.items():
-        sizes = [estimate.memory[mode].held[category] for mode in RECOMPUTE]
-        if any(sizes):
-            table.add_row(name, *(f"{size / GIB:.2f}" for size in sizes))
-    table.add_row("CUDA, NCCL, fragmentation (assumed)", *[f"{RESERVE / GIB:.2f}"] * len(RECOMPUTE))
+        sizes = [estimate.memory[mode].held[category] / GIB for mode in RECOMPUTE]
+        if max(sizes) >= _LEAST_GIB:
+            table.add_row(name, *(f"{size:.2f}" for size in sizes))
+    table.add_row(
+        "CUDA, NCCL, kernels, fragmentation (assumed)", *[f"{RESERVE / GIB:.2f}"] * len(RECOMPUTE)
+    )
     limit = config.cluster.hardware.memory
     of = f" of {limit:g}" if limit else ""
     totals = [estimate.memory[mode].device / GIB for mode in RECOMPUTE]
@@ -99,50 +101,68 @@ def _storage_lines(estimate: Estimate, config: TrainConfig) -> Iterator[str]:
     limit = config.cluster.hardware.host_memory
     state = sum(memory.offloaded.values())
     yield (
-        f"host memory for each device: {memory.host / GIB:.2f} GiB"
-        f"{f' of {limit:g}' if limit else ''}: {memory.staging / GIB:.2f} to save checkpoints from"
-        f"{f', {state / GIB:.2f} of offloaded state' if state else ''}"
+        f"host memory for each device: {_gib(memory.host)} GiB"
+        f"{f' of {limit:g}' if limit else ''}: {_gib(memory.staging)} to save checkpoints from, "
+        f"{f'{_gib(state)} of offloaded state, ' if state else ''}"
+        f"{_gib(HOST_RESERVE)} assumed for the process itself"
     )
-    saving = f", about {estimate.saving:.0f} s to write" if estimate.saving else ""
-    yield f"checkpoint: {estimate.checkpoint / 1e9:,.1f} GB on disk{saving}, while training goes on"
+    size, seconds = estimate.checkpoint, estimate.saving
+    saving = ""
+    if seconds is not None:
+        saving = f", {f'about {seconds:.0f}' if seconds >= 1 else 'under 1'} s to write"
+    on_disk = f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+    yield f"checkpoint: {on_disk} on disk{saving}, while training goes on"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f}" if size >= _LEAST_GIB * GIB else "under 0.01"
 
 
 def _traffic_table(estimate: Estimate, config: TrainConfig) -> Table:
     network = Network(estimate.layout, config.cluster)
     table = Table(title="Traffic of a rank in one update", title_justify="left")
-    table.add_column("exchange")
-    table.add_column("type")
-    table.add_column("link")
+    for name in ("exchange", "type", "link"):
+        table.add_column(name, overflow="fold")
     for name in ("ranks", "times", "GB", "seconds"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
+    most = max(flow.bytes for flow in estimate.flows)
     for flow in estimate.flows:
         purpose = flow.purpose
         seconds = network.seconds(purpose, flow.bytes)
+        if flow.bytes < most / 1000 and (seconds or 0.0) < _LEAST_SECONDS:
+            continue  # such as the gradients' norm
         table.add_row(
             purpose.name,
             purpose.dtype,
             purpose.link,
             str(purpose.ranks),
             str(flow.count),
-            f"{flow.bytes / 1e9:.3f}",
-            "unknown" if seconds is None else f"{seconds:.3f}",
+            _number(flow.bytes / 1e9),
+            "unknown" if seconds is None else _number(seconds),
         )
     return table
 
 
+def _number(value: float) -> str:
+    """With three decimals, or as many as tell it from nothing."""
+    return f"{value:.3f}" if value >= 0.01 or value == 0 else f"{value:.2g}"
+
+
 def _speed_table(speed: Speed, config: TrainConfig) -> Table:
     table = Table(title="An update", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in (
+    table.add_column(overflow="fold")
+    table.add_column(justify="right", overflow="fold")
+    rows = (
         ("matrix products, recomputed ones too", speed.products),
         ("attention", speed.attention),
         ("everything else, at the memory's rate", speed.other),
         ("exchanges that computation waits for", speed.exposed),
         ("FSDP's or ZeRO's exchanges that nothing hides", speed.waiting),
         ("total", speed.step),
-    ):
-        table.add_row(name, f"{value:.3f} s")
+    )
+    for name, value in rows:
+        if value >= speed.step / 1000:
+            table.add_row(name, f"{_number(value)} s")
     table.add_section()
     peak = config.cluster.hardware.peak or 0.0
     table.add_row("tokens/s/device", f"{speed.tokens_per_second:,.0f}")
@@ -152,19 +172,59 @@ def _speed_table(speed: Speed, config: TrainConfig) -> Table:
 
 
 def _notes(estimate: Estimate, config: TrainConfig) -> Iterator[str]:
-    speed = estimate.speed
-    if estimate.passes > 1 and estimate.flows:
+    speed, engine = estimate.speed, config.engine
+    repeated = _repeated(estimate, config)
+    if repeated:
         yield (
-            f"each of the {estimate.passes} passes of an update exchanges parameters or gradients; "
-            "a larger data.micro_batch makes fewer passes"
+            f"each of the {estimate.passes} passes of an update {repeated}; a larger "
+            "data.micro_batch makes fewer passes"
         )
-    if speed and speed.waiting > speed.step / 5:
+    # What tensor and context parallelism exchange is the same whatever is said here.
+    idle = 0.0
+    if speed:
+        idle = speed.waiting + (speed.exposed if engine.name == "deepspeed" else 0.0)
+    if speed and idle > speed.step / 5:
+        remedies = ["larger micro-batches"] if repeated else []
+        if engine.name == "fsdp" and estimate.layout.shard > 1 and engine.reshard_after_forward:
+            remedies.append("engine.reshard_after_forward=false")
         yield (
-            f"{speed.waiting / speed.step:.0%} of the time goes by waiting for the network; larger "
-            "micro-batches or engine.reshard_after_forward=false need more memory and less of it"
+            f"{idle / speed.step:.0%} of the time goes by waiting for the network"
+            f"{'; ' if remedies else ''}{' or '.join(remedies)}"
+            f"{' would shorten it and take more memory' if remedies else ''}"
         )
-    if config.engine.compile:
+    if keeps_scores(config):
+        yield _scores_note(estimate, config)
+    if engine.offload != "none":
+        yield (
+            "torch takes pinned host memory in powers of two, so what is offloaded from a GPU may "
+            "need up to twice the bytes"
+        )
+    if engine.compile:
         yield "compiled blocks are estimated as if they were not, and will need less"
+
+
+def _repeated(estimate: Estimate, config: TrainConfig) -> str:
+    """What every pass of an update exchanges that one pass would exchange once; empty: nothing."""
+    engine = config.engine
+    if estimate.passes == 1 or not estimate.flows:
+        return ""
+    if engine.name == "deepspeed":
+        by_stage = {1: "", 2: "reduces gradients", 3: "gathers parameters and reduces gradients"}
+        return by_stage[engine.zero_stage]
+    if estimate.layout.shard * estimate.layout.context == 1:
+        return ""
+    return "gathers parameters" + (" and reduces gradients" * (engine.accumulate == "shards"))
+
+
+def _scores_note(estimate: Estimate, config: TrainConfig) -> str:
+    data, model = config.data, config.model
+    rows = data.global_batch // estimate.layout.data_size // estimate.passes
+    scores = 4 * rows * model.heads // estimate.layout.part_size * data.sequence_length**2
+    return (
+        "float32 with groups of query heads: a GPU has no fused attention for it (with torch up to "
+        f"2.13), so all scores are kept, {scores / GIB:.2f} GiB in each block; use precision=bf16, "
+        "model.kv_heads=model.heads or engine.recompute=block"
+    )
 
 
 def _rates(config: TrainConfig) -> str:

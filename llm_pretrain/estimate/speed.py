@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from llm_pretrain.config.schema import HardwareConfig, TrainConfig
+from llm_pretrain.config.cluster import HardwareConfig
+from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.estimate.ledger import Work
 from llm_pretrain.estimate.trace import Stretch, Trace
 from llm_pretrain.estimate.traffic import Link, Network
@@ -15,6 +16,8 @@ PARTS = ("products", "attention", "other", "exposed", "waiting", "network")
 
 ASSUMPTIONS = (
     "blocks run one after the other at the profile's rates; kernels wait for nothing else",
+    "attention has one rate for every head size and length, as it was measured for the profile; "
+    "smaller heads and shorter sequences are slower, and so are small matrices",
     "FSDP's exchanges of a block hide behind the computation of another, tensor and context "
     "parallel ones behind nothing",
     "bandwidths do not fall with the number of nodes, and every rank is as fast as the others",

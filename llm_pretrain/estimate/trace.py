@@ -12,7 +12,8 @@ from torch import Tensor
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.layout import Layout
 from llm_pretrain.estimate.fake import FakeEngine, fake_world
-from llm_pretrain.estimate.ledger import Ledger, Segment, local
+from llm_pretrain.estimate.ledger import Ledger, Segment
+from llm_pretrain.estimate.operation import local
 
 CATEGORIES = (
     *("parameters", "gradients", "moments", "accumulated"),
@@ -120,6 +121,9 @@ def trace(config: TrainConfig, layout: Layout, passes: int, *, grouped: bool) ->
         sizes = {n: local(p).untyped_storage().nbytes() for n, p in engine.model.named_parameters()}
     block = sum(size for name, size in sizes.items() if name.startswith("blocks.0."))
     rest = sum(size for name, size in sizes.items() if not name.startswith("blocks."))
+    # An update treats all parameters alike, and those of the other blocks are not traced.
+    work = next(s.work for s in ledger.segments if s.name == "update")
+    work.traffic *= (rest + block * config.model.layers) / (rest + block * blocks)
     return Trace(_stretches(ledger, edge), blocks, passes, edge, rest, block)
 
 

@@ -4,9 +4,11 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
-from llm_pretrain.config.schema import ClusterConfig, TrainConfig
+from llm_pretrain.config.cluster import ClusterConfig
+from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.layout import Layout
-from llm_pretrain.estimate.ledger import Collective, Segment
+from llm_pretrain.estimate.ledger import Segment
+from llm_pretrain.estimate.operation import Collective
 from llm_pretrain.estimate.trace import Trace
 
 Link = Literal["inside nodes", "between nodes"]
@@ -87,7 +89,10 @@ class Network:
         if collective.by == "fsdp":
             if collective.kind == "all-gather":
                 return f"FSDP all-gather, {direction}"
-            return "HSDP all-reduce" if collective.kind == "all-reduce" else "FSDP reduce-scatter"
+            if collective.kind == "reduce-scatter":
+                return "FSDP reduce-scatter"
+            sharded = self._layout.shard * self._layout.context > 1
+            return "HSDP all-reduce" if sharded else "data-parallel all-reduce"
         if self._gathers_for_exchange(collective):
             return f"context all-to-all, {direction}"
         return f"tensor {collective.kind}, {direction}"

@@ -1,17 +1,16 @@
 """DeepSpeed's ZeRO in closed form; what a rank computes comes from a trace of the plain model."""
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from math import ceil
 
 from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.engine import zero_config
 from llm_pretrain.engine.layout import Layout
-from llm_pretrain.engine.zero_config import BUCKET
 from llm_pretrain.estimate.memory import CHECKPOINT_BYTES, Memory, peak_of
 from llm_pretrain.estimate.speed import PARTS, Speed, compute_seconds, speed_from
 from llm_pretrain.estimate.trace import CATEGORIES, Bytes, Trace
 from llm_pretrain.estimate.traffic import Flow, Network, Purpose, link_of
-
-_BUCKET_BYTES = 4 * BUCKET
 
 
 @dataclass(frozen=True)
@@ -23,39 +22,73 @@ class Sizes:
     """Of one rank's part."""
     live: int
     """Gathered at a time, at most: two blocks, the next one and the embeddings."""
+    largest: int
+    """Of the largest tensor."""
 
 
 def sizes_of(trace: Trace, config: TrainConfig, ranks: int) -> Sizes:
     """Sizes of the model that was traced with fewer blocks."""
     whole = trace.rest + trace.block * config.model.layers
-    return Sizes(whole, ceil(whole / ranks), 3 * trace.block + trace.rest)
+    model = config.model
+    largest = 4 * model.width * max(model.vocab_size, model.ffn, model.heads * model.head_dim)
+    return Sizes(whole, ceil(whole / ranks), 3 * trace.block + trace.rest, largest)
 
 
 def zero_memory(trace: Trace, config: TrainConfig, layout: Layout, passes: int) -> Memory:
     """Memory of a rank."""
-    engine, sizes = config.engine, sizes_of(trace, config, layout.size)
-    partitioned = engine.zero_stage == 3
+    sizes, partitioned = sizes_of(trace, config, layout.size), config.engine.zero_stage == 3
+    device, host = _state(config, sizes, passes)
     cut = ("parameters", "gradients", "moments", *(("gathered",) if partitioned else ()))
-    held, when = peak_of(trace, config.model.layers, passes, dict.fromkeys(CATEGORIES, 0), cut)
-    state: Bytes = {
-        # Beside the parameters of the model, each rank has a second copy of its part to update.
-        "parameters": sizes.part + (sizes.part if partitioned else sizes.whole),
-        "gradients": sizes.whole if engine.zero_stage == 1 else sizes.part,
-        "moments": 2 * sizes.part,
-    }
-    offloaded: Bytes = {}
-    if engine.offload != "none":
-        kept = sizes.whole if not partitioned else sizes.part
-        gone = sizes.part if engine.offload == "optimizer" else sizes.part + kept
-        offloaded = {"parameters": gone, "gradients": sizes.part, "moments": 2 * sizes.part}
-        state = {
-            "parameters": state["parameters"] - gone,
-            "gradients": sizes.whole if engine.zero_stage == 1 else 0,
-            "moments": 0,
-        }
-    buffers = _BUCKET_BYTES + (sizes.live if partitioned else 0)
-    held = {**held, **state, "gathered": held["gathered"] + buffers}
-    return Memory(held, when, offloaded, CHECKPOINT_BYTES // 4 * sizes.part)
+    nothing = dict.fromkeys(CATEGORIES, 0)
+    extra = _passing_gradients(config, sizes, passes)
+    layers = config.model.layers
+    held, when = peak_of(trace, layers, passes, nothing, hosted=cut, gradients=extra)
+    for category, size in device.items():
+        held[category] += size
+    return Memory(held, when, host, CHECKPOINT_BYTES // 4 * sizes.part)
+
+
+def _state(config: TrainConfig, sizes: Sizes, passes: int) -> tuple[Bytes, Bytes]:
+    """What is there all the time, on the device and on the host, as DeepSpeed 0.19 keeps it."""
+    engine, part = config.engine, sizes.part
+    kept = part if engine.zero_stage == 3 else sizes.whole
+    buffers = 4 * zero_config.BUCKET + (sizes.live if engine.zero_stage == 3 else 0)
+    device = {"parameters": kept, "gradients": part, "moments": 0, "gathered": buffers}
+    if engine.zero_stage == 1:
+        device["gradients"] = sizes.whole
+    # Beside the parameters of the model, each rank has a second copy of its part to update.
+    update = {"parameters": part, "gradients": 0, "moments": 2 * part}
+    if engine.offload == "none":
+        return {c: size + update.get(c, 0) for c, size in device.items()}, {}
+    update["gradients"] = part
+    if engine.zero_stage < 3:
+        update["parameters"] += part  # on their way back
+        if engine.zero_stage == 2 and passes > 1:
+            update["gradients"] += part  # of the passes before
+        # A gradient on its way out is in a buffer of the largest one's size on either side.
+        update["gradients"] += sizes.largest
+        device["gathered"] += sizes.largest
+    else:
+        update["gradients"] += part  # as the passes add them up
+    if engine.zero_stage > 1:
+        device["gradients"] = 0
+    if engine.offload == "all":
+        update["parameters"] += device.pop("parameters")
+    return device, update
+
+
+def _passing_gradients(config: TrainConfig, sizes: Sizes, passes: int) -> dict[str, int]:
+    """Bytes of gradients that only some stretches of an update have, by their name."""
+    stage, part = config.engine.zero_stage, sizes.part
+    if config.engine.offload != "none":
+        return {}
+    if stage == 3:
+        # An update takes as much as `sub_group_size` at a time.
+        return {"update": min(part, 2 * 4 * zero_config.BUCKET)}
+    if stage == 1 or passes == 1:
+        return {"update": part}
+    # A pass collects this rank's part before it is added to that of the passes before.
+    return {"update": part, "backward": part, "backward embedding": part}
 
 
 def zero_flows(trace: Trace, config: TrainConfig, layout: Layout, passes: int) -> list[Flow]:
@@ -89,21 +122,32 @@ def zero_speed(
     trace: Trace, config: TrainConfig, network: Network, layout: Layout, passes: int
 ) -> Speed:
     """Seconds of an update; what stage 3 exchanges hides behind a half, forward or backward."""
+    hardware = config.cluster.hardware
     sums = dict.fromkeys(PARTS, 0.0)
-    busy, exchanges = {"forward": 0.0, "backward": 0.0}, {"forward": 0.0, "backward": 0.0}
+    busy = dict.fromkeys(("forward", "backward", "update"), 0.0)
+    exchanges: defaultdict[str, float] = defaultdict(float)
     for stretch in trace.order(config.model.layers, passes):
-        parts = compute_seconds(stretch.segment.work, config.cluster.hardware)
-        half = "backward" if stretch.segment.name.startswith("backward") else "forward"
-        for name, seconds in parts.items():
-            sums[name] += seconds
-            busy[half] += seconds
+        when = _phase(stretch.segment.name)
+        # The trace is of a process that is alone; here each rank updates its part.
+        share = 1 / layout.size if when == "update" else 1.0
+        for part, seconds in compute_seconds(stretch.segment.work, hardware).items():
+            sums[part] += seconds * share
+            busy[when] += seconds * share
     for flow in zero_flows(trace, config, layout, passes):
         seconds = network.seconds(flow.purpose, flow.bytes) or 0.0
         sums["network"] += seconds
         if flow.purpose.hidden:
-            exchanges["forward" if "forward" in flow.purpose.name else "backward"] += seconds
+            when = "forward" if "forward" in flow.purpose.name else "backward"
+            exchanges[when] += seconds
         else:
             sums["exposed"] += seconds
-    sums["waiting"] = sum(max(0.0, exchanges[h] - busy[h]) for h in busy)
+    sums["waiting"] = sum(max(0.0, exchanges[when] - busy[when]) for when in exchanges)
     step = sum(busy.values()) + sums["exposed"] + sums["waiting"]
     return speed_from(config, step, sums, layout.size)
+
+
+def _phase(stretch: str) -> str:
+    """The part of an update that a stretch belongs to."""
+    if stretch == "update":
+        return stretch
+    return "backward" if stretch.startswith("backward") else "forward"

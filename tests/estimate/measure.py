@@ -2,16 +2,21 @@
 
     python -m tests.estimate.measure < CASES > RESULTS
 
-Both are lists in JSON; a case has `ranks`, `passes`, `overrides` and `backend`, and its result is
-a list with one entry for each rank. Ranks are forked, so that torch is imported once. With the
-backend "fake" there is only rank 0, which computes with real tensors and gets nothing from the
-others: gloo frees buffers in a thread of its own, a random moment later.
+Both are lists in JSON; a case has `ranks`, `passes`, `overrides`, `backend` and `bucket`, and its
+result is a list with one entry for each rank. With the backend "fake" there is only rank 0, which
+computes with real tensors and gets nothing from the others: gloo frees buffers in a thread of its
+own, a random moment later. `bucket`: elements of DeepSpeed's buckets, which ours would hide the
+rest behind; null: as they are.
+
+Ranks are forked here and not by tests.ranks.functions: its server must not import DeepSpeed, which
+each rank of each case would then do, and its ranks are all there and meet on gloo.
 """
 
 import gc
 import json
 import math
 import os
+import resource
 import sys
 import tempfile
 import traceback
@@ -25,10 +30,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
+# Nothing public makes a group of ranks that are not there; without it peaks would be noise.
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._pytree import tree_leaves
+
+from llm_pretrain.checkpoint.staging import Stager
 from llm_pretrain.config.compose import compose
 from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.engine import zero_config
 from llm_pretrain.engine.build import build_engine
 from llm_pretrain.engine.layout import Layout
 from llm_pretrain.world import World
@@ -49,6 +59,7 @@ _EXCHANGES = {
 
 def measure(config: TrainConfig, world: World, passes: int) -> dict[str, Any]:
     """Bytes and exchanges of the second update of this rank."""
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     engine: Any = build_engine(config, world)
     rows = min(config.data.micro_batch, config.data.global_batch // world.data_size)
     tokens = torch.zeros(rows, config.data.sequence_length + 1, dtype=torch.int64)
@@ -72,7 +83,10 @@ def measure(config: TrainConfig, world: World, passes: int) -> dict[str, Any]:
     events = list(profiler.profiler.kineto_results.events())
     state = engine.state() if fsdp else {"model": {}, "optimizer": {}}
     moments = [t for tensors in state["optimizer"].values() for t in tensors.values() if t.ndim]
+    staged = Stager(world.rank, world.size).copy(state)
     return {
+        "process": process,
+        "staged": sum(piece.data.nbytes for piece in tree_leaves(staged)),
         "held": held,
         "parameters": _bytes(list(state["model"].values())),
         "moments": _bytes(moments),
@@ -130,6 +144,7 @@ def _exchanges(events: list[Any]) -> list[list[Any]]:
 
 def _rank(rank: int, case: dict[str, Any], place: Path) -> None:
     config = compose([*case["overrides"], "engine.device=cpu"])
+    zero_config.BUCKET = case["bucket"] or zero_config.BUCKET
     size = case["ranks"]
     layout = Layout.of(config.engine, size)
     world = World(rank, layout, torch.device("cpu"))
@@ -172,7 +187,8 @@ def main() -> None:
     """Run the cases of standard input."""
     cases = json.load(sys.stdin)
     if any("engine=deepspeed" in case["overrides"] for case in cases):
-        __import__("deepspeed")
+        # With what its first engine imports.
+        __import__("deepspeed.runtime.zero.muon.muon_optimizer")
     # Libraries write to standard output, too.
     output = os.dup(1)
     os.dup2(2, 1)

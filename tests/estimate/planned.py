@@ -29,6 +29,8 @@ class Case:
     ranks: int
     passes: int
     overrides: tuple[str, ...] = ()
+    bucket: int | None = None
+    """Elements of DeepSpeed's buckets; None: as many as in a run."""
 
     @property
     def arguments(self) -> list[str]:
@@ -54,9 +56,13 @@ class Case:
         return trace(self.config, self.layout, self.passes, grouped=grouped)
 
     def peak(self, traced: Trace) -> int:
-        """Most bytes that are allocated beside parameters and moments."""
+        """Most bytes that are allocated beside parameters and moments.
+
+        What is offloaded counts: where a CPU computes, that is the same memory.
+        """
         memory = memory_of(traced, self.config, self.layout, self.passes)
-        return sum(memory.held.values()) - 3 * self.parameters(traced)
+        both = sum(memory.held.values()) + sum(memory.offloaded.values())
+        return both - 3 * self.parameters(traced)
 
     def parameters(self, traced: Trace) -> int:
         """Bytes of this rank's parameters."""
@@ -85,7 +91,10 @@ class Case:
 def measured(cases: Iterable[tuple[str, Case]]) -> list[list[dict[str, Any]]]:
     """For each backend and case the measurements of its ranks, as `measure` explains."""
     asked = [
-        {"ranks": c.ranks, "passes": c.passes, "overrides": c.arguments, "backend": backend}
+        {
+            **{"ranks": c.ranks, "passes": c.passes, "overrides": c.arguments},
+            **{"backend": backend, "bucket": c.bucket},
+        }
         for backend, c in cases
     ]
     done = subprocess.run(

@@ -1,6 +1,8 @@
-"""The command: what it prints, what it refuses, and how published runs compare."""
+"""The command: what it says, what it refuses, and when."""
 
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from llm_pretrain.config.compose import compose
+from llm_pretrain.estimate.memory import HOST_RESERVE
+from llm_pretrain.estimate.plan import estimate
 from tests.support import ROOT, command
 
 Cli = Callable[..., int]
@@ -47,8 +52,20 @@ def test_the_headline_works_in_a_process_of_its_own() -> None:
     [
         (["engine.tensr=4"], ["did you mean 'engine.tensor'"]),
         (["cluster=h100"], ["did you mean 'h100_ib'"]),
-        (["cluster.nodes=3", "engine.shard=8"], ["engine:", "does not make 12 ranks"]),
-        (["cluster.nodes=3"], ["data.global_batch: 4096 does not divide over 12 ranks"]),
+        (
+            ["cluster.nodes=3", "engine.shard=8"],
+            [
+                *("engine:", "does not make 12 ranks"),
+                "cluster.nodes=3 x cluster.devices_per_node=4 are 12 ranks",
+            ],
+        ),
+        (
+            ["cluster.nodes=3"],
+            [
+                "data.global_batch: 4096 does not divide over 12 ranks",
+                "cluster.nodes=3 x cluster.devices_per_node=4 are 12 ranks",
+            ],
+        ),
         (["data.micro_batch=3"], ["data.global_batch: 4096", "data.micro_batch=3"]),
         (["engine.tensor=8"], ["engine.tensor: 8", "cluster.devices_per_node=4"]),
         (["model.kv_heads=2", "engine.tensor=4"], ["engine.tensor: 4", "model.kv_heads=2"]),
@@ -100,39 +117,9 @@ def test_offloaded_state_is_on_the_host(cli: Cli, capsys: pytest.CaptureFixture[
     assert sum(before["held"][name] for name in ("parameters", "moments")) == 3 * part
     assert [after["held"][name] for name in state] == [0, 0, 0]
     assert sum(after["offloaded"].values()) == 4 * part
-    assert after["host"] == 7 * part
+    assert after["host"] == 7 * part + HOST_RESERVE
     assert before["device"] - after["device"] >= 3 * part
     assert before["staging"] == after["staging"] == 3 * part
-
-
-# What others have measured, in tokens a second and device. No pipeline and no fused kernels here,
-# no stragglers in the estimate, other power limits: only the size of the number must be right.
-PUBLISHED = {
-    "Apertus 70B, 4096 GH200, tensor 4, pipeline 8 (technical report)": (HEADLINE, 723, 1.25),
-    "8B, GH200, Megatron (lsaie-ss26-gipfelsturm)": (
-        ("model=llama_8b", "data.global_batch=8", "data.micro_batch=2"),
-        10_900,
-        1.25,
-    ),
-    "8B, torchtitan, 8 H100 of 500 W, not compiled (llama3_h100_202412_torchtitan.md)": (
-        (
-            *("model=llama_8b", "cluster=h100_ib", "data.sequence_length=8192"),
-            *("data.global_batch=16", "data.micro_batch=2"),
-        ),
-        5_762,
-        1.75,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_runs(cli: Cli, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    overrides, published, factor = PUBLISHED[name]
-    found = asked(cli, capsys, *overrides)
-    rate = found["speed"]["tokens_per_second"]
-    assert published / factor < rate < published * factor
-    assert found["verdict"].startswith("fits")
-    assert found["checkpoint"] == 12 * found["parameters"]
 
 
 def test_the_parts_of_an_update_add_up(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,16 +136,87 @@ def test_the_parts_of_an_update_add_up(cli: Cli, capsys: pytest.CaptureFixture[s
         assert speed["waiting"] + speed["exposed"] > 0.9 * speed["step"]
 
 
-def test_help_needs_no_torch() -> None:
+def test_a_refusal_needs_no_torch() -> None:
+    code = (
+        "import sys; from llm_pretrain.cli import dispatch\n"
+        "from llm_pretrain.errors import guarded\n"
+        "for wrong in ('engine.tensr=1', 'engine.tensor=8', 'engine.shard=3', 'cluster.nodes=3',\n"
+        "              'data.micro_batch=3', 'model.kv_heads=3'):\n"
+        "    assert guarded(dispatch, ['estimate', wrong]) == 2, wrong\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_help_shows_the_defaults_of_an_estimate() -> None:
     code = (
         "import sys; from llm_pretrain.cli import dispatch; dispatch(['estimate', '--help'])\n"
-        "from llm_pretrain.errors import guarded\n"
-        "assert guarded(dispatch, ['estimate', 'engine.tensr=1']) == 2\n"
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
-    for word in ("cluster.hardware.inside_node", "alps_clariden", "engine.shard", "Exit codes"):
-        assert word in done.stdout
+    config = compose([], name="estimate")
+    for group in (config.model, config.engine, config.cluster.hardware):
+        assert dataclasses.is_dataclass(group)
+    for line in (
+        "model=llama_8b precision=bf16 engine=fsdp cluster=alps_clariden",
+        f"model.width={config.model.width} ",
+        f"data.sequence_length={config.data.sequence_length} ",
+        f"data.global_batch={config.data.global_batch} ",
+        f"engine.recompute={config.engine.recompute} ",
+        f"cluster.hardware.inside_node={config.cluster.hardware.inside_node} ",
+        "3 it does not fit",
+    ):
+        assert line in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_exit_codes_are_in_the_general_help(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("--help") == 0
+    said = " ".join(capsys.readouterr().out.partition("Exit codes:")[2].split())
+    for code in ("0 done", "1 another rank was lost", "2 bad input", "3 estimate:", "75 stopped"):
+        assert code in said
+
+
+def test_an_experiment_is_planned_as_train_would_start_it(
+    cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = asked(cli, capsys, "experiment=demo")
+    layers, width, ffn, vocabulary = 4, 128, 384, 2048
+    block = 4 * width * width + 3 * width * ffn + 2 * width  # attention, SwiGLU, two norms
+    assert found["parameters"] == vocabulary * width + layers * block + width == 1_115_264
+    assert found["passes"] == 1
+    assert found["layout"] == {"replicate": 1, "shard": 1, "context": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_reader_who_leaves_early(flags: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "llm_pretrain.cli", "estimate", "model=demo"),
+            *("data.global_batch=8", "cluster.hardware.memory=1", *flags),
+        ],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == 3
+
+
+@pytest.mark.parametrize(("nodes", "ranks_bound"), [(1, True), (64, False)])
+def test_few_ranks_write_at_their_own_rate(nodes: int, ranks_bound: bool) -> None:
+    ask = ("model=llama_8b", f"cluster.nodes={nodes}", "cluster.hardware.file_system_per_rank=0.5")
+    found = estimate(compose([*ask, "data.sequence_length=512"], name="estimate"))
+    size = 12 * found.parameters
+    expected = size / (4 * nodes) / 0.5e9 if ranks_bound else size / 23e9
+    assert found.saving == pytest.approx(expected, rel=1e-3)
+    unknown = compose([*ask[:2], "cluster.hardware.file_system_per_rank=null"], name="estimate")
+    assert estimate(unknown).saving is None

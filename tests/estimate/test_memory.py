@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from llm_pretrain.estimate.memory import HOST_RESERVE, memory_of
 from tests.estimate.planned import Case, measured
 
 UNTIED = ("model.tied_embeddings=false", "model.kv_heads=2", "model.ffn=512")
@@ -27,6 +28,7 @@ SHARDED = {
     "HSDP, bf16, block": Case(4, 2, ("model.layers=5", "engine.replicate=2", BF16, *BLOCK)),
     "tensor, FSDP, bf16": Case(4, 2, ("engine.tensor=2", BF16, *UNTIED)),
     "context, bf16": Case(2, 2, ("model.layers=5", "engine.context=2", BF16)),
+    "FSDP, offload": Case(2, 2, ("engine.offload=all",)),
 }
 
 
@@ -68,6 +70,21 @@ def test_memory_of_a_single_process(name: str, real: Measurements) -> None:
 @pytest.mark.parametrize("name", SHARDED)
 def test_memory_of_a_rank(name: str, real: Measurements) -> None:
     assert_same_memory(SHARDED[name], *real["fake", name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["FSDP, bf16, 5 layers", "FSDP, offload"])
+def test_host_memory(name: str, real: Measurements) -> None:
+    """On a CPU all is in host memory; state and copies can be told by what they are."""
+    case, (rank,) = SHARDED[name], real["fake", name]
+    memory = memory_of(case.trace(), case.config, case.layout, case.passes)
+    if case.config.engine.offload == "all":
+        assert memory.offloaded == {n: rank[n] for n in ("parameters", "gradients", "moments")}
+        assert not any(memory.held[n] for n in ("parameters", "gradients", "moments"))
+    # Beside the tensors that are counted, each parameter has a counter of its updates.
+    assert memory.staging == pytest.approx(rank["staged"], rel=1e-3)
+    # What is assumed for the process has room for CUDA's part, which is not to be had here.
+    assert rank["process"] < HOST_RESERVE / 4
 
 
 @pytest.mark.slow
