@@ -1,12 +1,24 @@
 #!/bin/sh
-# Debian packages that some tests need: a browser for the report. Installs them where that is
-# possible; elsewhere those tests say so and are skipped.
+# Debian packages that some tests need: a browser for the report, and Slurm with its accounting for
+# tests/slurm. Installs them where that is possible; elsewhere those tests say so and are skipped.
 set -eu
-command -v chromium >/dev/null 2>&1 && exit 0
+PATH=$PATH:/usr/sbin
+
+packages=
+command -v chromium >/dev/null 2>&1 || packages=chromium
+for program in munged slurmctld slurmd sbatch slurmdbd mariadbd my_print_defaults; do
+    command -v "$program" >/dev/null 2>&1 && continue
+    packages="$packages munge slurmctld slurmd slurm-client slurmdbd"
+    packages="$packages mariadb-server-core mariadb-client-core"
+    break
+done
+[ -n "$packages" ] || exit 0
+
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-    echo "installing chromium for the browser tests"
+    echo "installing $packages for the tests"
+    # shellcheck disable=SC2086  # a list
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -qq --no-install-recommends chromium >/dev/null
+        apt-get install -y -qq --no-install-recommends $packages >/dev/null
 else
-    echo "no chromium, and this user cannot install it: the browser tests will be skipped"
+    echo "this user cannot install $packages: tests that need them will be skipped"
 fi

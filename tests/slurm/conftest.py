@@ -1,0 +1,39 @@
+"""The cluster of the tests of a process, and its state at the start of each test."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.slurm.cluster import Cluster, unavailable
+
+
+@pytest.fixture(scope="session")
+def slurm_here() -> None:
+    """Skips, or fails where LLM_PRETRAIN_REQUIRE_SLURM=1, if no cluster can run on this machine."""
+    reason = unavailable()
+    if reason is not None:
+        message = f"no Slurm: {reason}"
+        if os.environ.get("LLM_PRETRAIN_REQUIRE_SLURM") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def running_cluster(
+    slurm_here: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """A cluster for all tests of this process; `slurm` is what a test wants."""
+    cluster = Cluster(tmp_path_factory.mktemp("slurm") / "c")
+    cluster.start()
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def slurm(running_cluster: Cluster) -> Cluster:
+    """A real Slurm cluster of four nodes, without jobs and with all nodes idle."""
+    running_cluster.reset()
+    return running_cluster
