@@ -4,6 +4,8 @@
 #
 # The image pins its packages in a constraint file, which is respected. If a dependency of the
 # project needs a version that the image excludes, this fails and says which.
+#
+# EXTRAS: optional dependencies to install too, with commas between.
 set -eu
 
 torch_version() { python -c 'from importlib.metadata import version; print(version("torch"))'; }
@@ -22,13 +24,22 @@ echo "torch==$before" >> "$PIP_CONSTRAINT"
 
 # The project's dependencies but PyTorch, whose pre-release in the image pip would want to replace.
 python - > "$work/requirements.txt" << 'END'
+import os
 import re
+import sys
 import tomllib
 
 with open("pyproject.toml", "rb") as file:
-    for requirement in tomllib.load(file)["project"]["dependencies"]:
-        if re.match(r"[\w.-]+", requirement)[0] != "torch":
-            print(requirement)
+    project = tomllib.load(file)["project"]
+optional = project["optional-dependencies"]
+wanted = list(project["dependencies"])
+for extra in filter(None, os.environ.get("EXTRAS", "").split(",")):
+    if extra not in optional:
+        sys.exit(f"EXTRAS: there is no '{extra}'; there are {', '.join(optional)}")
+    wanted += optional[extra]
+for requirement in wanted:
+    if re.match(r"[\w.-]+", requirement)[0] != "torch":
+        print(requirement)
 END
 python -m pip install --requirement "$work/requirements.txt"
 python -m pip install --no-deps .

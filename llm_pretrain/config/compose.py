@@ -71,7 +71,8 @@ def override(config: schema.TrainConfig, overrides: Sequence[str]) -> schema.Tra
         if change.is_sweep_override():
             raise UserError(f"{change.input_line}: several values need --multirun")
         if change.key_or_group in groups() and change.key_or_group in data:
-            _merge(data[change.key_or_group], _option(change))
+            group = _fields(schema.TrainConfig)[change.key_or_group]
+            _merge(data[change.key_or_group], _option(change), group)
         elif change.key_or_group == "experiment":
             raise UserError("experiment: composes a new run; it cannot be applied to this one")
         else:
@@ -207,11 +208,14 @@ def _option(change: Override) -> dict[str, Any]:
     return option
 
 
-def _merge(data: dict[str, Any], option: dict[str, Any]) -> None:
+def _merge(data: dict[str, Any], option: dict[str, Any], cls: type[Any]) -> None:
+    """Put the values of an option for the group `cls` over those that are there."""
     for key, value in option.items():
-        # Another mixture replaces the sources; it does not add to them.
-        if isinstance(value, dict) and isinstance(data.get(key), dict) and key != "sources":
-            _merge(data[key], value)
+        owner = next(_dataclasses_in(_fields(cls).get(key)), None)
+        # Only fields of the schema are merged. Where keys are free, as with sources or options of
+        # sbatch, the option's are all there are: another mixture or cluster does not add to one.
+        if owner and isinstance(value, dict) and isinstance(data.get(key), dict):
+            _merge(data[key], value, owner)
         else:
             data[key] = value
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from llm_pretrain.config import schema
+from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose, conf_dir, groups
 
 _TRAIN = """usage: llm-pretrain train [KEY=VALUE ...] [--config-dir DIR] [Hydra flags]
@@ -17,14 +18,19 @@ Trains the run that conf/train.yaml describes with your overrides, in ${run.root
 The same command again continues it, or does nothing when it is finished.
 resume=DIR continues the run in DIR from its own config.
 
+With a cluster whose launcher is slurm, a job is submitted and the command returns with its number;
+a multirun makes an array of jobs. --wait waits for their end; --dry-run only prints the script.
+
 Hydra's flags work: --cfg job shows the composed config, --multirun runs every combination of
 comma-separated values, --info explains the composition, --hydra-help lists the rest.
 --config-dir DIR adds a folder of your own groups and experiments.
 """
 
-_BRANCH = """usage: llm-pretrain branch plan|apply parent=RUN [KEY=VALUE ...]
+_BRANCH = """usage: llm-pretrain branch plan|apply|watch RUN [KEY=VALUE ...]
 
-plan shows which branches exist, which would start and which cannot; apply starts what is missing.
+plan shows which branches exist, which would start and which cannot; apply starts what is missing;
+watch follows a run that trains and starts each branch when its checkpoint appears; it looks every
+30 seconds, or --every SECONDS, and ends when nothing is left to start or to wait for.
 Without at= or ends=, the plan in the run's own config is used. Any field of a run that may differ
 from its parent can be overridden beside these (see llm-pretrain train --help).
 """
@@ -42,6 +48,29 @@ has it; where it runs is described by cluster=PROFILE cluster.nodes=N.
 
 Exit codes: 0 it fits, or the profile does not know the memory; 3 it does not fit; 2 bad input.
 """
+_PREFLIGHT = """usage: llm-pretrain preflight [KEY=VALUE ...] [--json] [--out DIR] [--seconds N]
+
+Checks within a minute whether the nodes at hand are fit to train: devices, errors that they report,
+memory, clocks, binding, speed of matrix products and of all-reduces inside and between nodes, the
+network that NCCL found, files, versions. Start it as you start training, one rank for each device:
+
+  srun --kill-on-bad-exit=0 llm-pretrain preflight cluster=alps_clariden --out preflight
+  torchrun --nproc-per-node 8 -m launch.preflight cluster=h100_ib
+  llm-pretrain preflight
+
+Rates are judged against the median of all ranks and against cluster.hardware. What needs a GPU is
+left out without one. What cannot be read is shown as such and fails nothing.
+
+--out DIR      writes preflight.json there, and exclude.txt: nodes to do without, one on a line, for
+               sbatch --exclude=$(paste -sd, DIR/exclude.txt). Later preflights add to it. Files are
+               tried in DIR, else in run.root or the nearest folder above it.
+--json         prints what preflight.json holds
+--seconds N    time for everything, 60; more where Python starts slowly on many nodes
+
+Exit codes: 0 fit; 3 not fit, the last line names nodes and checks; 2 bad input; 1 rank 0 is lost.
+torchrun makes 1 of each that is not 0.
+"""
+_UNREAD_BY_PREFLIGHT = ("cluster.launcher", "cluster.jobs", "cluster.slurm")
 _ESTIMATED = ("model", "data", "precision", "engine", "cluster")
 _UNREAD = (
     "data.cache",
@@ -49,6 +78,9 @@ _UNREAD = (
     "data.validation_fraction",
     "data.tokenizer",
     "data.sources",
+    "cluster.launcher",
+    "cluster.jobs",
+    "cluster.slurm",
 )
 
 
@@ -74,6 +106,17 @@ def estimate_help() -> str:
     others = [f.name for f in dataclasses.fields(schema.TrainConfig) if f.name not in _ESTIMATED]
     values = compose([], name="estimate")
     lines += _describe(schema.TrainConfig, "", (*others, *_UNREAD), values)
+    return "\n".join(lines)
+
+
+def preflight_help() -> str:
+    """Help of `llm-pretrain preflight`: the fields that it reads; any other is allowed."""
+    lines = [_PREFLIGHT, "Groups (choose with GROUP=OPTION):"]
+    lines += _wrap(f"cluster: {', '.join(groups()['cluster'])}", "  ")
+    lines.append("\nFields (KEY=VALUE):")
+    lines += _wrap(f"engine.device=auto  {_docstring(schema.EngineConfig, 'device')}", "  ")
+    lines += _wrap(f"run.root=runs  {_docstring(schema.RunConfig, 'root')}", "  ")
+    lines += _describe(ClusterConfig, "cluster.", skip=_UNREAD_BY_PREFLIGHT)
     return "\n".join(lines)
 
 
@@ -103,12 +146,18 @@ def _describe(
         if hasattr(hint, "__pydantic_fields__"):
             yield from _wrap(f"{name}: {(hint.__doc__ or '').strip()}", "  ")
             yield from _describe(hint, f"{name}.", skip, getattr(values, field.name, None))
-        elif typing.get_origin(hint) is dict:
+        elif (inner := _inner(hint)) is not None:
             yield from _wrap(f"{name}: {text}", "  ")
-            yield from _describe(typing.get_args(hint)[1], f"{name}.NAME.")
+            yield from _describe(inner, f"{name}.NAME.")
         else:
             value = _default(field) if values is None else _shown(getattr(values, field.name))
             yield from _wrap(f"{name}={value}  {text}", "  ")
+
+
+def _inner(hint: Any) -> Any:
+    """The dataclass that a dict's values are of, if they are."""
+    values = typing.get_args(hint)[1] if typing.get_origin(hint) is dict else None
+    return values if hasattr(values, "__pydantic_fields__") else None
 
 
 def _docstring(cls: Any, name: str) -> str:

@@ -1,0 +1,60 @@
+# Sourced by the batch script of a job: brings the run back to the queue until it is done.
+#
+#   . requeue.sh JOBS TRIES
+#
+# JOBS: a folder in which each job has one of its own. Every start adds a line to `starts` there,
+# and a start that finds progress empties it. Rank 0 makes `stop` when nothing is left to do, and
+# the link `run` to the run's directory, where `failed-nodes` lists nodes to avoid.
+# TRIES: starts without progress, at most.
+#
+# It lives in the batch script because Slurm's commands are here; the ranks may be in a container.
+# shellcheck shell=bash
+
+# In an array each run is a job of its own; SLURM_JOB_ID would be the number of none of them.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+folder=$1/$job
+tries=$2
+cancelled=
+
+requeue() {
+    # From here on Slurm is about to end this shell.
+    scontrol requeue "$job" || return
+    if [ -s "$folder/run/failed-nodes" ]; then
+        scontrol update "JobId=$job" "ExcNodeList=$(sort -u "$folder/run/failed-nodes" | paste -sd,)"
+    fi
+    sleep 60
+}
+
+on_term() {
+    # At the time limit, too; but that is a reason to go on.
+    [ -n "${LLM_PRETRAIN_END:-}" ] && [ "$(date +%s)" -ge "$LLM_PRETRAIN_END" ] || cancelled=1
+}
+
+at_exit() {
+    local code=$?
+    trap - EXIT
+    # Slurm tells the batch script itself only when the job is cancelled, or preempted and then
+    # requeued by Slurm.
+    if [ -n "$cancelled" ] || [ -e "$folder/stop" ]; then
+        exit "$code"
+    fi
+    local starts
+    starts=$(wc -l <"$folder/starts")
+    if [ "$starts" -ge "$tries" ]; then
+        echo "given up after $starts starts without progress" | tee "$folder/given-up" >&2
+        exit $((code ? code : 1))
+    fi
+    echo "requeueing job $job (start $starts of $tries without progress, exit code $code)" >&2
+    requeue || exit $((code ? code : 1))
+}
+
+mkdir -p "$folder"
+rm -f "$folder/stop"
+printf '%s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%S)" "$SLURM_JOB_NODELIST" >>"$folder/starts"
+export LLM_PRETRAIN_JOB=$folder
+# When Slurm will end the job; where it does not say, signals alone must do.
+end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e 2>/dev/null) &&
+    end=$(date --date="$end" +%s 2>/dev/null) && export LLM_PRETRAIN_END=$end
+trap at_exit EXIT
+trap on_term TERM
