@@ -1,0 +1,1 @@
+"""`llm-pretrain preflight`: whether the nodes at hand are fit to train."""
