@@ -33,7 +33,7 @@ demo: install
 
 test: install
 	sh tests/system-packages.sh
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: install
 	$(BIN)/ruff check .

@@ -12,10 +12,13 @@ _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns 
   llm-pretrain train  resume=RUN                      continue the run in directory RUN
   llm-pretrain branch plan  parent=RUN [KEY=VALUE ...]  show what would start
   llm-pretrain branch apply parent=RUN [KEY=VALUE ...]  start what is missing
+  llm-pretrain branch watch RUN [KEY=VALUE ...]       start each when its checkpoint appears
+  llm-pretrain status RUNS                            how runs and their jobs stand
   llm-pretrain tree   RUNS                            who came from whom, and how each stands
   llm-pretrain report RUNS                            write an HTML page about the runs
   llm-pretrain export RUN FOLDER [step=N]             write Hugging Face Llama weights
   llm-pretrain estimate [KEY=VALUE ...]               memory, traffic and speed of a run to come
+  llm-pretrain preflight [KEY=VALUE ...]              whether these nodes are fit to train
 
 'llm-pretrain train --help', 'branch --help' and 'estimate --help' explain every KEY.
 Exit codes: 0 done, 1 another rank was lost, 2 bad input, 3 estimate: it does not fit, 75 stopped on
@@ -32,10 +35,12 @@ def dispatch(arguments: Sequence[str]) -> int:
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "train": _train,
         "branch": _branch,
+        "status": _status,
         "tree": _tree,
         "report": _report,
         "export": _export,
         "estimate": _estimate,
+        "preflight": _preflight,
     }
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_HELP)
@@ -65,6 +70,12 @@ def _branch(arguments: Sequence[str]) -> int:
     return branch(arguments)
 
 
+def _status(arguments: Sequence[str]) -> int:
+    from launch.status import status
+
+    return status(arguments)
+
+
 def _tree(arguments: Sequence[str]) -> int:
     from llm_pretrain.branch.tree import tree
 
@@ -92,6 +103,12 @@ def _estimate(arguments: Sequence[str]) -> int:
     from llm_pretrain.estimate.command import estimate
 
     return estimate(arguments)
+
+
+def _preflight(arguments: Sequence[str]) -> int:
+    from launch.preflight.command import preflight
+
+    return preflight(arguments)
 
 
 if __name__ == "__main__":

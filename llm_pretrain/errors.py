@@ -33,6 +33,9 @@ class RunInUseError(UserError):
 class LostRankError(Exception):
     """Another rank of the run is gone, or did not answer in time."""
 
+    silent = False
+    """Whether it did not answer; else it closed its connections, as a process that ends does."""
+
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """A suggestion for a mistyped name, or the list of valid names when none is near.

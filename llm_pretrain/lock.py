@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llm_pretrain.atomic import create_exclusive, place, start_time
-from llm_pretrain.errors import RunInUseError
+from llm_pretrain.errors import EXIT_FAILED, RunInUseError
 
-HEARTBEAT_SECONDS = 30
-STALE_SECONDS = 300
+HEARTBEAT_SECONDS = 10
+STALE_SECONDS = 60
 """A holder on another host is dead when its lock was not touched for this long."""
 
 
@@ -52,12 +53,24 @@ def holder(lock: Path) -> Holder | None:
 
 
 @contextmanager
-def hold(lock: Path) -> Iterator[None]:
-    """Hold `lock` for the duration of the block. Raises RunInUseError naming the live holder."""
+def hold(lock: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold `lock` for the duration of the block.
+
+    Raises RunInUseError naming the live holder, once it has lived for `patience` more seconds: on a
+    node that failed, a holder seems to live until its heartbeat is missed.
+    """
     me = Holder.current()
-    _acquire(lock, me)
+    until = time.monotonic() + patience
+    while True:
+        try:
+            _acquire(lock, me)
+            break
+        except RunInUseError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(min(1.0, patience))
     stop = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(lock, stop), daemon=True)
+    beat = threading.Thread(target=_heartbeat, args=(lock, me, stop), daemon=True)
     beat.start()
     try:
         yield
@@ -83,11 +96,16 @@ def _acquire(lock: Path, me: Holder) -> None:
             raise RunInUseError(f"{lock.parent}: in use; another process took it just now")
 
 
-def _heartbeat(lock: Path, stop: threading.Event) -> None:
+def _heartbeat(lock: Path, me: Holder, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
         # One failure on a network file system must not end the heartbeat.
         with suppress(OSError):
             os.utime(lock)
+            if _read(lock) not in (me, None):
+                # This process was cut off, so that others took it for dead. It must not write to
+                # the run any more, not even to close it.
+                print(f"{lock.parent}: taken over by another process; ending", file=sys.stderr)
+                os._exit(EXIT_FAILED)
 
 
 def _read(lock: Path) -> Holder | None:

@@ -33,6 +33,14 @@ def git() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
+def diff() -> str:
+    """How the files of this package differ from its commit; empty where git does not know."""
+    try:
+        return _output(Path(__file__).parents[1], "diff", "HEAD") + "\n"
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def _output(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)

@@ -56,6 +56,28 @@ class Record:
     finished: str | None = None
 
 
+@dataclass(frozen=True)
+class Job:
+    """job.json: the job that a run was handed to, as its submitter knew it.
+
+    Another file than run.json, since the job may have begun to write there.
+    """
+
+    name: str
+    """In the scheduler; unlike any other, so that a job is found by it whose submitter died before
+    it could write down the number."""
+    submitted: str
+    """When."""
+    code: str
+    """The snapshot of the code that the job runs."""
+    id: str | None = None
+    """Number in the scheduler, NUMBER_INDEX in an array."""
+    index: int = 0
+    """Place in an array."""
+    error: str | None = None
+    """Why the scheduler refused it, in its own words."""
+
+
 class Run:
     """A run directory that exists."""
 
@@ -69,6 +91,10 @@ class Run:
         self.tokenizer_path = path / "tokenizer.json"
         self.pins_path = path / "pins"
         self.lock_path = path / "lock"
+        self.job_path = path / "job.json"
+        self.claim_path = path / "submitting"
+        self.rollcall_path = path / "rollcall"
+        self.failed_nodes_path = path / "failed-nodes"
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -139,15 +165,36 @@ class Run:
 
     @property
     def status(self) -> str:
-        """The state, with what run.json cannot know: 'lost' when its process is gone."""
+        """The state, with what run.json cannot know: 'lost' when its process is gone, and what
+        became of a submission. A scheduler is not asked."""
         state = self.record.state
         if state == "running" and lock.holder(self.lock_path) is None:
             return "lost"
+        job = self.job if state == "created" else None
+        if job is not None:
+            return "submitted" if job.error is None else "not submitted"
         return state
 
-    def hold(self) -> AbstractContextManager[None]:
-        """Lock the directory. Raises RunInUseError naming host and pid of a live holder."""
-        return lock.hold(self.lock_path)
+    @property
+    def job(self) -> Job | None:
+        """The job that it was last handed to. Raises UserError when that cannot be read."""
+        try:
+            return Job(**json.loads(self.job_path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{self.job_path}: not a job ({error})") from error
+
+    def write_job(self, job: Job) -> None:
+        """Replace job.json in one step; only under `claim_path`."""
+        atomic.write_text(self.job_path, json.dumps(asdict(job), indent=2) + "\n")
+
+    def hold(self, patience: float = 0.0) -> AbstractContextManager[None]:
+        """Lock the directory. Raises RunInUseError naming host and pid of a live holder.
+
+        `patience`: seconds to wait for a holder to end.
+        """
+        return lock.hold(self.lock_path, patience)
 
     @property
     def identity(self) -> str | None:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
+from launch.ranks import adopt
 from llm_pretrain.config.schema import EngineConfig
 from llm_pretrain.engine.layout import Layout
 from llm_pretrain.errors import LostRankError, UserError, disk_reason
@@ -21,9 +22,10 @@ T = TypeVar("T")
 _PATIENCE = timedelta(days=1)
 """For the others while rank 0 prepares data, before `World.limit`. A rank that dies closes its
 connections, which ends the wait of the others at once, so only a rank that hangs is waited for."""
+_SIGNS_OF_SILENCE = ("timed out", "timeout")
 _SIGNS_OF_LOSS = (
     *("connection closed", "connection reset", "connection refused", "broken pipe"),
-    *("timed out", "timeout", "remote process exited", "failed to recv"),
+    *("remote process exited", "failed to recv", *_SIGNS_OF_SILENCE),
 )
 
 
@@ -149,9 +151,10 @@ def join(engine: EngineConfig) -> Iterator[World]:
     Raises UserError when the ranks do not make the layout that `engine` asks for, or when they
     have no device each.
     """
+    adopt()
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     layout = Layout.of(engine, size)
-    device = _device(engine.device, int(os.environ.get("LOCAL_RANK", "0")))
+    device = choose_device(engine.device, int(os.environ.get("LOCAL_RANK", "0")))
     if size == 1 and engine.name == "fsdp" and engine.offload == "none":
         yield World(rank, layout, device)
         return
@@ -185,14 +188,17 @@ def _watched(rank: int) -> Iterator[None]:
         if not any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS):
             raise
         reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
-        raise LostRankError(
+        lost = LostRankError(
             f"rank {rank}: another rank is lost or did not answer within engine.timeout "
             f"({reason}); its own output says why. The last complete checkpoint is intact: "
             "start the same command again"
-        ) from error
+        )
+        lost.silent = any(sign in str(error).lower() for sign in _SIGNS_OF_SILENCE)
+        raise lost from error
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """The device of a process, for engine.device=`name`. Raises UserError when there is none."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("engine.device: cuda asked for, but torch sees no CUDA device; use cpu")
     if name == "cpu" or not torch.cuda.is_available():

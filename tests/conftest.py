@@ -18,8 +18,9 @@ from tests.support import command, tiny, write_corpus
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that it does not run alone at the end."""
-    items.sort(key=lambda item: item.path.name != "test_demo.py")
+    """The longest files first, so that none runs alone at the end."""
+    longest = ["test_demo.py", "test_jobs.py"]
+    items.sort(key=lambda item: item.path.name not in longest)
 
 
 @pytest.fixture(scope="session")

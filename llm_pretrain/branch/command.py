@@ -1,12 +1,16 @@
 """The command `branch`: plan shows, apply starts."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from llm_pretrain.branch.reconcile import Row, apply, compare
+from llm_pretrain.branch.plan import Branch
+from llm_pretrain.branch.reconcile import Row, Status, apply, compare, wanted
+from llm_pretrain.branch.watch import Watcher
+from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose_branch, override
 from llm_pretrain.config.rules import check_branch_spec
 from llm_pretrain.config.schema import BranchSpec
@@ -14,7 +18,8 @@ from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import schedule_of
 
-_ACTIONS = ("plan", "apply")
+_ACTIONS = ("plan", "apply", "watch")
+_WATCH_SECONDS = 30.0
 
 
 def branch(arguments: Sequence[str]) -> int:
@@ -25,23 +30,61 @@ def branch(arguments: Sequence[str]) -> int:
         print(branch_help())
         return EXIT_OK
     action, *overrides = arguments
+    overrides, seconds = _every(overrides)
     if action not in _ACTIONS:
         raise UserError(f"branch {action}: no such command; {did_you_mean(action, _ACTIONS)}")
-    asked = compose_branch(overrides)
+    # `branch watch RUN` reads better than with parent=, and nothing else has no equals sign.
+    asked = compose_branch([o if "=" in o or i else f"parent={o}" for i, o in enumerate(overrides)])
     if asked.parent is None:
         raise UserError("parent: missing; name the run to branch from: parent=runs/demo")
     place = Path(asked.parent)
     parent = Run.open(place if place.name not in ("", "..") else place.resolve())
-    rows = compare(parent, _specs(parent, asked))
+    branches, cluster = wanted(parent, _specs(parent, asked)), _cluster(parent, asked)
+    if action == "watch":
+        start = partial(_launch, cluster=cluster)
+        watcher = Watcher(parent, branches, lambda: _look(parent, branches), start)
+        return watcher.watch(seconds)
+    rows = compare(parent, branches, _look(parent, branches))
     show(parent, rows)
     if action == "plan":
         return EXIT_OK
     runs = apply(parent, rows)
     if not runs:
         print("nothing to start")
-    from launch.local import run_all  # noqa: PLC0415  (plan starts nothing and needs no executor)
+        return EXIT_OK
+    return _launch(runs, cluster)
 
-    return run_all([run.path for run in runs], _jobs(parent, asked))
+
+def _every(arguments: Sequence[str]) -> tuple[list[str], float]:
+    """The arguments without `--every SECONDS`, and these. Raises UserError."""
+    kept, seconds = [], _WATCH_SECONDS
+    pending = iter(arguments)
+    for argument in pending:
+        if argument != "--every":
+            kept.append(argument)
+            continue
+        text = next(pending, "")
+        if not text.replace(".", "", 1).isdigit() or float(text) <= 0:
+            raise UserError(f"--every: '{text}' is no number of seconds; use 30, for example")
+        seconds = float(text)
+    return kept, seconds
+
+
+def _look(parent: Run, branches: Sequence[Branch]) -> Status:
+    """How runs stand; a scheduler is asked about those that were handed to it."""
+    runs = [parent, *(Run.open(b.path) for b in branches if Run.exists(b.path))]
+    jobs = [job for job in (run.job for run in runs) if job is not None]
+    if not jobs:
+        return lambda run: run.status
+    from launch.queue import Queue  # noqa: PLC0415  (nothing of Slurm for local work)
+
+    return Queue.ask(jobs).status
+
+
+def _launch(runs: Sequence[Run], cluster: ClusterConfig) -> int:
+    from launch.start import launch  # noqa: PLC0415  (plan starts nothing and needs no executor)
+
+    return launch(runs, cluster)
 
 
 def _specs(parent: Run, asked: BranchSpec) -> list[BranchSpec]:
@@ -58,9 +101,10 @@ def _specs(parent: Run, asked: BranchSpec) -> list[BranchSpec]:
     return list(parent.config.plan)
 
 
-def _jobs(parent: Run, asked: BranchSpec) -> int:
+def _cluster(parent: Run, asked: BranchSpec) -> ClusterConfig:
+    """Where the branches run: as their parent, but for what the command line says."""
     chosen = [o for o in asked.overrides if o.lstrip("+").startswith("cluster")]
-    return override(parent.config, chosen).cluster.jobs
+    return override(parent.config, chosen).cluster
 
 
 def show(parent: Run, rows: Sequence[Row]) -> None:

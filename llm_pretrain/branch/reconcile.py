@@ -1,6 +1,6 @@
 """Compare the branches that should exist with the run directories; start what is missing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,14 +25,26 @@ class Row:
     reason: str = ""
 
 
-def compare(parent: Run, specs: Sequence[BranchSpec]) -> list[Row]:
-    """One row a branch, in the order of the specs; the same branch asked for twice is one row."""
+UNDER_WAY = ("finished", "running", "queued")
+"""How a run stands that needs nobody to start it."""
+Status = Callable[[Run], str]
+"""How a run stands; the caller may know more of it than its directory says."""
+
+
+def wanted(parent: Run, specs: Sequence[BranchSpec]) -> list[Branch]:
+    """The branches in the order of the specs; the same one asked for twice is there once."""
     origin = Origin(parent.config, parent.record.id, parent.path)
     branches: dict[str, Branch] = {}
     for spec in specs:
         for branch in expand(origin, spec):
             branches.setdefault(str(branch.path), branch)
-    return [_row(parent, branch) for branch in branches.values()]
+    return list(branches.values())
+
+
+def compare(parent: Run, branches: Sequence[Branch], status: Status) -> list[Row]:
+    """One row a branch: how it stands, and what `apply` would do about it."""
+    steps = CheckpointStore(parent.checkpoints).steps()
+    return [_row(parent, steps, branch, status) for branch in branches]
 
 
 def apply(parent: Run, rows: Sequence[Row]) -> list[Run]:
@@ -60,13 +72,12 @@ def apply(parent: Run, rows: Sequence[Row]) -> list[Run]:
     return [Run.open(r.branch.path) for r in rows if r.action in ("start", "continue")]
 
 
-def _row(parent: Run, branch: Branch) -> Row:
+def _row(parent: Run, steps: list[int], branch: Branch, status: Status) -> Row:
     if Run.exists(branch.path):
-        return _existing(parent, branch)
+        return _existing(parent, branch, status)
     if branch.problem:
         return Row(branch, "missing", "impossible", branch.problem)
-    store = CheckpointStore(parent.checkpoints)
-    if store.has(branch.start):
+    if branch.start in steps:
         return Row(branch, "missing", "start")
     if branch.start <= parent.begin:
         return Row(
@@ -75,8 +86,8 @@ def _row(parent: Run, branch: Branch) -> Row:
             "impossible",
             f"{parent.path} begins at step {parent.begin}; branch from its parent instead",
         )
-    reached = max([parent.begin, *store.steps()])
-    nearest = describe_steps(store.steps(), near=branch.start)
+    reached = max([parent.begin, *steps])
+    nearest = describe_steps(steps, near=branch.start)
     if branch.start > reached:
         reason = f"{parent.path} is at step {reached}, not yet at {branch.start}; {nearest}"
         return Row(branch, "missing", "wait", reason)
@@ -84,7 +95,7 @@ def _row(parent: Run, branch: Branch) -> Row:
     return Row(branch, "missing", "impossible", reason)
 
 
-def _existing(parent: Run, branch: Branch) -> Row:
+def _existing(parent: Run, branch: Branch, status: Status) -> Row:
     run = Run.open(branch.path)
     # The parent's own config may have changed since in ways that leave its past as it is, such as
     # a later end; the ancestors are compared by id, step and schedule.
@@ -94,9 +105,8 @@ def _existing(parent: Run, branch: Branch) -> Row:
     if run.record.parent != Parent(parent.record.id, branch.start) or changed or not same_schedule:
         reason = f"{branch.path} is another run; move it away ({'; '.join(changed) or 'lineage'})"
         return Row(branch, "taken", "impossible", reason)
-    status = run.status
-    done: dict[str, Action] = {"finished": "none", "running": "none"}
-    return Row(branch, status, done.get(status, "continue"))
+    word = status(run)
+    return Row(branch, word, "none" if word in UNDER_WAY else "continue")
 
 
 def _hopeless(row: Row) -> bool:

@@ -38,6 +38,8 @@ class Saver:
         self._planner = PiecePlanner()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self.seconds = 0.0
+        """How long the longest save took until it was complete."""
 
     @property
     def failed(self) -> bool:
@@ -78,9 +80,11 @@ class Saver:
             self._thread = None
 
     def _write(self, staged: dict[str, Any], meta: Meta) -> None:
+        began = time.perf_counter()
         try:
             with self._world.watched():
                 self._write_all(staged, meta)
+            self.seconds = max(self.seconds, time.perf_counter() - began)
         except Exception as error:  # noqa: BLE001  (whatever it was belongs to the trainer)
             self._error = error
 

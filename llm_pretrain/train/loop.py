@@ -19,7 +19,7 @@ from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import clock_of, schedule_of
 from llm_pretrain.train.console import RunConsole
 from llm_pretrain.train.evaluate import evaluate
-from llm_pretrain.train.interrupt import StopFlag
+from llm_pretrain.train.interrupt import Deadline, StopFlag
 from llm_pretrain.train.loggers import Loggers
 from llm_pretrain.train.meter import Meter
 from llm_pretrain.train.state import checkpoint_meta, checkpoint_state
@@ -134,7 +134,7 @@ class Trainer:
                 self._loggers.close()
 
     def _train(self, step: int, stop: StopFlag) -> Outcome:
-        total, vote = self._calendar.total, Vote(self._world)
+        total, vote, deadline = self._calendar.total, Vote(self._world), Deadline()
         with Prefetcher(self._batch) as batches:
             self._meter.start()
             while step < total:
@@ -142,12 +142,14 @@ class Trainer:
                 step += 1
                 self._after(step, loss, norm)
                 self._console.advance(step)
+                if deadline.near(self._saver.seconds):
+                    stop.by = stop.by or "the job's time limit"
                 if vote.cast(stop.by is not None or self._saver.failed) and step < total:
                     # A failed save raises its error here.
                     self._look(step, loss, norm)
                     self._save(step)
                     self._complete_save()
-                    return Outcome("interrupted", step, stop.by or "signal on another rank")
+                    return Outcome("interrupted", step, stop.by or "another rank")
         self._save(total)
         self._complete_save()
         return Outcome("finished", total)

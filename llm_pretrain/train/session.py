@@ -18,9 +18,16 @@ from llm_pretrain.data.prepare import Prepared, prepare
 from llm_pretrain.engine.build import build_engine
 from llm_pretrain.engine.layout import passes
 from llm_pretrain.engine.zero_config import require_deepspeed
-from llm_pretrain.errors import EXIT_CONTINUE, EXIT_OK, DamagedCheckpointError, UserError
+from llm_pretrain.errors import (
+    EXIT_CONTINUE,
+    EXIT_OK,
+    DamagedCheckpointError,
+    LostRankError,
+    UserError,
+)
 from llm_pretrain.runs import Run, new_record, now
 from llm_pretrain.schedule.schedule import schedule_of
+from llm_pretrain.train import rollcall
 from llm_pretrain.train.console import RunConsole
 from llm_pretrain.train.hardware import device_name
 from llm_pretrain.train.interrupt import watch
@@ -39,6 +46,10 @@ class Session:
     overrides: Sequence[str]
     """What this command line asked for, for the record."""
     world: World
+    hosts: Sequence[str]
+    """Of each rank."""
+    patience: float = 0.0
+    """Seconds to wait for another process that trains the run to end."""
 
     def run(self) -> int:
         """Prepare data, create or open the run, lock it, train it; the exit code.
@@ -56,7 +67,7 @@ class Session:
         world.on_main(self._obtain)
         run = Run.open(self.path)
         with ExitStack() as stack:
-            world.on_main(lambda: stack.enter_context(run.hold()))
+            world.on_main(lambda: stack.enter_context(run.hold(self.patience)))
             if world.on_main(lambda: finished(run, self.config)):
                 print(f"{run.path}: finished by another process")
                 return EXIT_OK
@@ -88,6 +99,7 @@ class Session:
         for folder in (run.path, run.pins_path):
             atomic.remove_leftovers(folder)
         CheckpointStore(run.checkpoints).sweep()
+        rollcall.clear(run.rollcall_path)
 
     def _verified(self, run: Run, console: RunConsole) -> int | None:
         """Step of the run's newest checkpoint that is whole, if there is one; else its parent's is.
@@ -135,6 +147,10 @@ class Session:
         with watch() as stop:
             try:
                 outcome = trainer.train(step, stop)
+            except LostRankError as error:
+                named = self._named(run, error)
+                self._failed(run, named, console)
+                raise named from error
             except OSError as error:
                 self._failed(run, error, console)
                 raise UserError(f"{run.path}: cannot be written ({error.strerror})") from error
@@ -151,6 +167,7 @@ class Session:
         entry = {
             "time": now(),
             "host": socket.gethostname(),
+            "nodes": list(dict.fromkeys(self.hosts)),
             "pid": os.getpid(),
             "from_step": step,
             "overrides": list(self.overrides),
@@ -175,6 +192,23 @@ class Session:
             return {"zero_stage": engine.zero_stage}
         return asdict(self.world.layout)
 
+    def _named(self, run: Run, error: LostRankError) -> LostRankError:
+        """The error with the names of the ranks that do not answer a roll call."""
+        try:
+            gone = rollcall.missing(run.rollcall_path, self.world.rank, self.world.size)
+        except OSError:
+            return error
+        left = set(range(self.world.size)) - set(gone)
+        if not gone or not left:
+            return error
+        if error.silent and self.world.rank == min(left):
+            # What hangs is more often a node than a program: a job avoids it from now on.
+            with run.failed_nodes_path.open("a") as file:
+                file.writelines(f"{host}\n" for host in {self.hosts[rank] for rank in gone})
+        named = LostRankError(f"{error}. No answer from {rollcall.describe(gone, self.hosts)}")
+        named.silent = error.silent
+        return named
+
     def _failed(self, run: Run, error: BaseException, console: RunConsole) -> None:
         if self.world.main:
             console.failed(error)
@@ -193,10 +227,13 @@ class Session:
         )
 
 
-def run_session(config: TrainConfig, path: Path, overrides: Sequence[str]) -> int:
-    """Train the run at `path` in this process, one of torchrun's or the only one."""
+def run_session(
+    config: TrainConfig, path: Path, overrides: Sequence[str], patience: float = 0.0
+) -> int:
+    """Train the run at `path` in this process, one of several or the only one."""
     with join(config.engine) as world:
-        return Session(config, path, overrides, world).run()
+        hosts = world.gather(socket.gethostname())
+        return Session(config, path, overrides, world, hosts, patience).run()
 
 
 def _end(run: Run, outcome: Outcome, console: RunConsole) -> None:

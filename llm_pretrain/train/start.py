@@ -2,25 +2,43 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from llm_pretrain.branch.plan import check_plan
 from llm_pretrain.checkpoint.store import CheckpointStore
+from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import override
 from llm_pretrain.config.diff import all_fields, differences, trajectory
 from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.engine.layout import Layout, passes
 from llm_pretrain.errors import EXIT_OK, UserError
-from llm_pretrain.runs import Run
+from llm_pretrain.runs import Run, new_record
 from llm_pretrain.schedule.schedule import schedule_of
 
 
-def start(config: TrainConfig, overrides: Sequence[str] = ()) -> int:
+def start(config: TrainConfig, overrides: Sequence[str] = (), *, wait: bool = False) -> int:
     """Train the run that `config` describes, from where its directory stands; the exit code.
 
-    A second call with the same config continues, or does nothing when the run is finished.
-    Raises UserError for input that cannot work, before the directory exists.
+    A second call with the same config continues, or does nothing when the run is finished. `wait`:
+    for the end of a job that is submitted. Raises UserError for input that cannot work, before the
+    directory exists.
+    """
+    config = placed(config, overrides)
+    path = Path(config.run.dir)
+    if done(config, path):
+        return EXIT_OK
+    if stays_here(config):
+        return _train(config, path, overrides)
+    return launch_all([enlist(config, overrides)], config.cluster, wait=wait)
+
+
+def placed(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
+    """The config with the place of its run, or that of the run which is there already.
+
+    Raises UserError when a place that was asked for holds another run.
     """
     named = any(o.lstrip("+").startswith(("run.dir=", "run.name=")) for o in overrides)
     changed = _other_settings(config)
@@ -34,28 +52,77 @@ def start(config: TrainConfig, overrides: Sequence[str] = ()) -> int:
             "choose another run.name or run.dir, or continue it with: "
             f"llm-pretrain train resume={path}"
         )
-    if Run.exists(path):
-        config = Run.open(path).config
-    return _train_unless_finished(config, path, overrides)
+    return Run.open(path).config if Run.exists(path) else config
 
 
-def resume(path: Path, overrides: Sequence[str] = ()) -> int:
+def resume(path: Path, overrides: Sequence[str] = (), *, wait: bool = False) -> int:
     """Continue the run at `path`, with changes that leave its past as it is; the exit code."""
     run = Run.open(path)
     config = override(run.config, overrides) if overrides else run.config
     check_change(run, config)
-    return _train_unless_finished(config, path, overrides)
-
-
-def _train_unless_finished(config: TrainConfig, path: Path, overrides: Sequence[str]) -> int:
-    check_plan(config)
-    if Run.exists(path) and finished(Run.open(path), config):
-        print(f"{path}: finished at step {schedule_of(config).total}; nothing to do")
+    if done(config, path):
         return EXIT_OK
+    if stays_here(config):
+        return _train(config, path, overrides)
+    if config != run.config:
+        with run.hold():
+            check_change(run, config)
+            run.rewrite_config(config)
+            if run.record.state == "finished":
+                # Prolonged: it has an end again that it has not reached.
+                run.update(state="interrupted", total=schedule_of(config).total, finished=None)
+    return launch_all([run], config.cluster, wait=wait)
+
+
+def train_here(path: Path, *, patience: float = 0.0) -> int:
+    """Train the run at `path` as it is, in this process and those it was started with.
+
+    `patience`: seconds to wait for another process that trains it to end.
+    """
+    config = Run.open(path).config
+    return EXIT_OK if done(config, path) else _train(config, path, (), patience)
+
+
+def enlist(config: TrainConfig, overrides: Sequence[str]) -> Run:
+    """The directory of a run that a job will train, created if need be.
+
+    Raises UserError when the batch does not divide over the job's ranks.
+    """
+    cluster = config.cluster
+    passes(config.data, Layout.of(config.engine, cluster.nodes * cluster.devices_per_node))
+    if Run.exists(Path(config.run.dir)):
+        return Run.open(Path(config.run.dir))
+    total = schedule_of(config).total
+    return Run.create(config, new_record(config.run.name, total=total, overrides=overrides))
+
+
+def done(config: TrainConfig, path: Path) -> bool:
+    """Whether nothing is left to train, which is said. Raises UserError about the run's plan."""
+    check_plan(config)
+    if not Run.exists(path) or not finished(Run.open(path), config):
+        return False
+    print(f"{path}: finished at step {schedule_of(config).total}; nothing to do")
+    return True
+
+
+def stays_here(config: TrainConfig) -> bool:
+    """Whether this process trains the run, alone or as a rank that torchrun or Slurm started."""
+    rank = "RANK" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ
+    return rank or config.cluster.launcher == "here"
+
+
+def _train(config: TrainConfig, path: Path, overrides: Sequence[str], patience: float = 0.0) -> int:
     # Imported late: torch takes seconds, which bad input and a finished run need not wait for.
     from llm_pretrain.train.session import run_session  # noqa: PLC0415
 
-    return run_session(config, path, overrides)
+    return run_session(config, path, overrides, patience)
+
+
+def launch_all(runs: Sequence[Run], cluster: ClusterConfig, *, wait: bool = False) -> int:
+    """Hand over the runs; the exit code."""
+    from launch.start import launch  # noqa: PLC0415  (a run that stays here needs no executor)
+
+    return launch(runs, cluster, wait=wait)
 
 
 def _other_settings(config: TrainConfig) -> list[str]:

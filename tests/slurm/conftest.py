@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster import Cluster, unavailable
+from tests.slurm.lab import Lab
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +39,9 @@ def slurm(running_cluster: Cluster) -> Cluster:
     """A real Slurm cluster of four nodes, without jobs and with all nodes idle."""
     running_cluster.reset()
     return running_cluster
+
+
+@pytest.fixture
+def lab(slurm: Cluster, tmp_path: Path, corpus: Path, cache: Path) -> Lab:
+    """Runs on the cluster."""
+    return Lab(slurm, tmp_path, corpus, cache)

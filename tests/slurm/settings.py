@@ -91,6 +91,9 @@ def database_options(folder: Path) -> list[str]:
         "datadir": folder / "local" / "database",
         "socket": folder / "mariadb.sock",
         "pid-file": folder / "local" / "mariadb.pid",
+        # In a shared one, names made of process ids meet those of another cluster, whose namespace
+        # has the same ids.
+        "tmpdir": folder / "local",
     }
     fast = {
         "innodb-log-file-size": "8M",
