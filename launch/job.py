@@ -45,8 +45,9 @@ class TrainJob:
                 return EXIT_OK
 
         code = guarded(train, [])
-        # From here on a signal could only spoil the exit code of work that is done.
-        _on_signals(signal.SIG_IGN)
+        if folder:
+            # From here on a signal could only spoil the exit code of work that is done.
+            _on_signals(signal.SIG_IGN)
         if account is not None and code in (EXIT_OK, EXIT_BAD_INPUT):
             (account / "stop").touch()
         if folder and code not in (EXIT_OK, EXIT_CONTINUE):
@@ -57,10 +58,10 @@ class TrainJob:
 
 def _undo_executor(devices: str | None) -> None:
     """Take back what submitit set up and what is done otherwise here."""
-    # It would requeue on its own, and only from rank 0; the run watches signals once it trains, and
-    # before that there is nothing to save.
-    _on_signals(signal.SIG_DFL)
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        # It would requeue on its own, and only from rank 0; the run watches signals once it trains,
+        # and before that there is nothing to save.
+        _on_signals(signal.SIG_DFL)
         return
     # Every GPU is hidden from a local job that did not ask for some.
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)

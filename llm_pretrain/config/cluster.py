@@ -95,10 +95,9 @@ class ClusterConfig:
 
     name: str = "local"
     """local: on this machine. Others name a profile, such as alps_clariden."""
-    launcher: Literal["here", "local", "debug", "slurm"] = "here"
+    launcher: Literal["here", "slurm"] = "here"
     """here: the process that was asked, or torchrun's. slurm: jobs, submitted through submitit; the
-    command returns with their ids. local: a process of its own for each run. debug: like a job,
-    but in this process."""
+    command returns with their numbers."""
     jobs: Annotated[int, Field(ge=0)] = 1
     """Runs of one command that are trained at the same time. 1: one after the other; 0: `branch
     apply` only makes their directories, for you to start each on as many ranks as you like."""
