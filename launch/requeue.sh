@@ -18,10 +18,14 @@ tries=$2
 cancelled=
 
 requeue() {
-    # From here on Slurm is about to end this shell.
+    # Slurm then asks this shell and what it has started to end, and forces it some seconds later.
+    trap '' TERM
+    local avoid
+    avoid=$(sort -u "$folder/run/failed-nodes" 2>/dev/null | paste -sd,)
     scontrol requeue "$job" || return
-    if [ -s "$folder/run/failed-nodes" ]; then
-        scontrol update "JobId=$job" "ExcNodeList=$(sort -u "$folder/run/failed-nodes" | paste -sd,)"
+    if [ -n "$avoid" ]; then
+        # Only of a job that waits can the nodes be changed.
+        scontrol update "JobId=$job" "ExcNodeList=$avoid"
     fi
     sleep 60
 }

@@ -68,13 +68,13 @@ class Lab:
 
         until(reached, f"{run} at step {step}", SECONDS)
 
-    def finish(self, name: str) -> Path:
+    def finish(self, name: str, seconds: float = SECONDS) -> Path:
         """Wait until a run is finished and Slurm knows; its directory."""
         run = self.place / name
         until(
-            lambda: record(run)["state"] == "finished", f"end of {run}\n{self.log(name)}", SECONDS
+            lambda: record(run)["state"] == "finished", f"end of {run}\n{self.log(name)}", seconds
         )
-        self.slurm.wait_for(self.number(name), "COMPLETED", seconds=SECONDS)
+        self.slurm.wait_for(self.number(name), "COMPLETED", seconds=seconds)
         return run
 
     def log(self, name: str) -> str:

@@ -122,13 +122,17 @@ def test_interrupted_and_requeued(lab: Lab, whole: Whole, how: str) -> None:
 
 @pytest.mark.slow
 def test_time_limit(lab: Lab, whole: Whole) -> None:
-    long = ("schedule.total=600 steps", "eval.every=300 steps", "checkpoint.every=300 steps")
-    job = lab.train("run", *long, "cluster.slurm.sbatch.time='00:01:00'", "logger.every=50 steps")
-    run = lab.finish("run")
-    assert int(lab.slurm.job(job)["Restarts"]) == len(lab.starts("run")) - 1 > 0
+    long = ("schedule.total=250 steps", "eval.every=125 steps", "checkpoint.every=125 steps")
+    # No time for a signal, as if it were lost: the run knows itself when the job ends.
+    limit = ("cluster.slurm.sbatch.time='00:01:00'", "cluster.slurm.signal_seconds=1")
+    slow = ("data.global_batch=32", "logger.every=50 steps")
+    job = lab.train("run", *long, *limit, *slow)
+    run = lab.finish("run", seconds=600)
+    assert int(lab.slurm.job(job)["Restarts"]) == len(lab.starts("run")) - 1
+    assert "stopped by the job's time limit" in lab.log("run")
     # It saved where it stopped, and did nothing twice.
-    assert all(step % 300 for step in lab.starts("run")[1:])
-    assert_same_run(run, whole(*long, "logger.every=50 steps"), 600)
+    assert all(step % 125 for step in lab.starts("run")[1:])
+    assert_same_run(run, whole(*long, *slow), 250)
 
 
 def test_a_node_fails(lab: Lab, whole: Whole) -> None:
