@@ -1,24 +1,19 @@
 """The command `status`: how runs stand by their directories and by Slurm, side by side."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from launch.queue import Queue
+from llm_pretrain.branch.tree import named_runs
 from llm_pretrain.errors import EXIT_OK, UserError
-from llm_pretrain.runs import Run, scan
+from llm_pretrain.runs import Run
 
 
 def status(arguments: Sequence[str]) -> int:
     """Run `llm-pretrain status RUNS`; the exit code. Raises UserError when there is no run."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise UserError("usage: llm-pretrain status RUNS, a folder that holds runs, or one run")
-    root = Path(arguments[0])
-    runs = scan(root)
-    if not runs:
-        raise UserError(f"{root}: holds no run")
+    root, runs = named_runs("status", arguments)
     try:
         queue = Queue.ask([run.job for run in runs if run.identity])
     except UserError as error:

@@ -17,6 +17,7 @@ from llm_pretrain.config.schema import BranchSpec
 from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import schedule_of
+from llm_pretrain.train.start import launch_all
 
 _ACTIONS = ("plan", "apply", "watch")
 _WATCH_SECONDS = 30.0
@@ -41,7 +42,7 @@ def branch(arguments: Sequence[str]) -> int:
     parent = Run.open(place if place.name not in ("", "..") else place.resolve())
     branches, cluster = wanted(parent, _specs(parent, asked)), _cluster(parent, asked)
     if action == "watch":
-        start = partial(_launch, cluster=cluster)
+        start = partial(launch_all, cluster=cluster)
         watcher = Watcher(parent, branches, lambda: _look(parent, branches), start)
         return watcher.watch(seconds)
     rows = compare(parent, branches, _look(parent, branches))
@@ -52,7 +53,7 @@ def branch(arguments: Sequence[str]) -> int:
     if not runs:
         print("nothing to start")
         return EXIT_OK
-    return _launch(runs, cluster)
+    return launch_all(runs, cluster)
 
 
 def _every(arguments: Sequence[str]) -> tuple[list[str], float]:
@@ -79,12 +80,6 @@ def _look(parent: Run, branches: Sequence[Branch]) -> Status:
     from launch.queue import Queue  # noqa: PLC0415  (nothing of Slurm for local work)
 
     return Queue.ask(jobs).status
-
-
-def _launch(runs: Sequence[Run], cluster: ClusterConfig) -> int:
-    from launch.start import launch  # noqa: PLC0415  (plan starts nothing and needs no executor)
-
-    return launch(runs, cluster)
 
 
 def _specs(parent: Run, asked: BranchSpec) -> list[BranchSpec]:

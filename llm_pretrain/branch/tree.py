@@ -15,12 +15,7 @@ from llm_pretrain.runs import Run, scan
 
 def tree(arguments: Sequence[str]) -> int:
     """Run `llm-pretrain tree FOLDER`; the exit code. Raises UserError when there is no run."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise UserError("usage: llm-pretrain tree RUNS, a folder that holds runs, or one run")
-    root = Path(arguments[0])
-    runs = scan(root)
-    if not runs:
-        raise UserError(f"{root}: holds no run")
+    root, runs = named_runs("tree", arguments)
     drawing = Tree(escape(str(root)))
     children: dict[str | None, list[Run]] = defaultdict(list)
     known = {run.identity for run in runs}
@@ -30,6 +25,20 @@ def tree(arguments: Sequence[str]) -> int:
     _grow(drawing, children, None)
     Console().print(drawing, highlight=False)
     return EXIT_OK
+
+
+def named_runs(command: str, arguments: Sequence[str]) -> tuple[Path, list[Run]]:
+    """The folder that is a command's only argument, and the runs in it.
+
+    Raises UserError when it is not that, or holds no run.
+    """
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise UserError(f"usage: llm-pretrain {command} RUNS, a folder that holds runs, or one run")
+    root = Path(arguments[0])
+    runs = scan(root)
+    if not runs:
+        raise UserError(f"{root}: holds no run")
+    return root, runs
 
 
 def _grow(node: Tree, children: dict[str | None, list[Run]], of: str | None) -> None:
