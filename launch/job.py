@@ -1,4 +1,4 @@
-"""The job that an executor runs: small enough to pickle, it holds a path and nothing else."""
+"""The job that an executor runs: it is told a path and nothing else."""
 
 import os
 import signal
@@ -21,57 +21,55 @@ FOLDER = "LLM_PRETRAIN_JOB"
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Trains the run in a directory, from the config that lies there."""
+    """Trains the run in a directory: in this process, or pickled in one of a local executor."""
 
     path: Path
     devices: str | None = None
-    """CUDA_VISIBLE_DEVICES of a local job; None: all that the machine has."""
+    """CUDA_VISIBLE_DEVICES; None: all that the machine has."""
 
     def __call__(self) -> int:
         """Train it; the exit code. A run that another process trains just now is left to it."""
-        _undo_executor(self.devices)
-        folder = os.environ.get(FOLDER)
-        account = Path(folder) if folder and os.environ.get("SLURM_PROCID") == "0" else None
-        if account is not None:
-            _open_account(account, self.path)
-
-        def train(_: Sequence[str]) -> int:
-            from llm_pretrain.train.start import train_here  # noqa: PLC0415  (unpickling is cheap)
-
-            try:
-                return train_here(self.path, patience=_patience() if folder else 0.0)
-            except RunInUseError as error:
-                print(error, file=sys.stderr)
-                return EXIT_OK
-
-        code = guarded(train, [])
-        if folder:
-            # From here on a signal could only spoil the exit code of work that is done.
-            _on_signals(signal.SIG_IGN)
-        if account is not None and code in (EXIT_OK, EXIT_BAD_INPUT):
-            (account / "stop").touch()
-        if folder and code not in (EXIT_OK, EXIT_CONTINUE):
-            # So that Slurm, too, says that it failed.
-            sys.exit(code)
-        return code
+        # submitit hides every GPU from a local job that did not ask for some.
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        if self.devices is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.devices
+        return _train(self.path)
 
 
-def _undo_executor(devices: str | None) -> None:
-    """Take back what submitit set up and what is done otherwise here."""
-    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
-        # It would requeue on its own, and only from rank 0; the run watches signals once it trains,
-        # and before that there is nothing to save.
-        _on_signals(signal.SIG_DFL)
-        return
-    # Every GPU is hidden from a local job that did not ask for some.
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    if devices is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices
+def main(arguments: Sequence[str]) -> int:
+    """`python -m launch.job LIST`, a rank of a job of Slurm: train the run in the line of LIST that
+    this job has in its array; the exit code.
 
-
-def _on_signals(action: signal.Handlers) -> None:
+    No pickle, which Python in a container might not read, and which submitit puts into place only
+    after Slurm has the job: a submitter that is killed then would leave a job without its task.
+    """
+    runs = Path(arguments[0]).read_text().splitlines()
+    path = Path(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))])
+    account = Path(os.environ[FOLDER])
+    first = os.environ["SLURM_PROCID"] == "0"
+    if first:
+        _open_account(account, path)
+    code = _train(path, _patience())
+    # From here on a signal could only spoil the exit code of work that is done.
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT):
-        signal.signal(number, action)
+        signal.signal(number, signal.SIG_IGN)
+    if first and code in (EXIT_OK, EXIT_BAD_INPUT):
+        (account / "stop").touch()
+    # With another code than 0, srun would end the other ranks before they have closed.
+    return EXIT_OK if code == EXIT_CONTINUE else code
+
+
+def _train(path: Path, patience: float = 0.0) -> int:
+    def train(_: Sequence[str]) -> int:
+        from llm_pretrain.train.start import train_here  # noqa: PLC0415  (unpickling is cheap)
+
+        try:
+            return train_here(path, patience=patience)
+        except RunInUseError as error:
+            print(error, file=sys.stderr)
+            return EXIT_OK
+
+    return guarded(train, [])
 
 
 def _open_account(account: Path, path: Path) -> None:
@@ -92,3 +90,7 @@ def _patience() -> float:
     from llm_pretrain import lock  # noqa: PLC0415
 
     return lock.STALE_SECONDS + 2 * lock.HEARTBEAT_SECONDS
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,8 @@
 # Sourced by the batch script of a job: brings the run back to the queue until it is done.
 #
-#   . requeue.sh JOBS TRIES
+#   . requeue.sh FOLDER TRIES
 #
-# JOBS: a folder in which each job has one of its own. Every start adds a line to `starts` there,
+# FOLDER: in it each job has one of its own. Every start adds a line to `starts` there,
 # and a start that finds progress empties it. Rank 0 makes `stop` when nothing is left to do, and
 # the link `run` to the run's directory, where `failed-nodes` lists nodes to avoid.
 # TRIES: starts without progress, at most.

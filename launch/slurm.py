@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from launch.profile import sbatch_options
 from llm_pretrain.config.cluster import ClusterConfig, ContainerConfig
 
+_OF_ANOTHER_ARRAY = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
 _OF_ANOTHER_STEP = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *('"${!SLURM_CPU_BIND@}"', '"${!SLURM_MEM_BIND@}"'),
@@ -18,13 +20,25 @@ _OF_ANOTHER_STEP = (
 one's cores, or take it for that one's ranks."""
 
 
-def parameters(cluster: ClusterConfig, name: str, code: Path, folder: Path) -> dict[str, Any]:
-    """What submitit's SlurmExecutor is told about jobs named `name`.
+def script(
+    cluster: ClusterConfig,
+    name: str,
+    code: Path,
+    folder: Path,
+    task: Sequence[str],
+    *,
+    runs: int = 1,
+    tries: int | None = None,
+) -> str:
+    """The text that sbatch is given for a job, or for an array of so many `runs`.
 
-    `code`: the snapshot that they run. `folder`: of the jobs, with %j for the number of each.
+    `code`: the snapshot that it runs. `folder`: where it writes; its parent's parent is what ranks
+    in a container see. `task`: what each rank's Python is told, such as ["-m", "launch.job", LIST].
+    `tries`: starts without progress, after each of which but the last it is queued again; None:
+    never, and its signal is only in the last second.
     """
     slurm = cluster.slurm
-    return {
+    options: dict[str, Any] = {
         "job_name": name,
         "nodes": cluster.nodes,
         "ntasks_per_node": cluster.devices_per_node,
@@ -33,18 +47,26 @@ def parameters(cluster: ClusterConfig, name: str, code: Path, folder: Path) -> d
         "wckey": None,
         # Slurm's default is the partition's limit, submitit's five minutes.
         "time": None,
-        "setup": _setup(cluster, code, folder),
+        "setup": _setup(cluster, code, folder, runs=runs, tries=tries),
         "srun_args": _srun(cluster, folder),
         "additional_parameters": {
             **sbatch_options(slurm),
-            "requeue": True,
-            # Without "B:", so that it reaches the ranks and not the batch script.
-            "signal": f"{slurm.signal}@{slurm.signal_seconds}",
+            "requeue" if tries else "no-requeue": True,
+            # Without "B:", so that it reaches the ranks and not the batch script. Submitit would
+            # have one in any case.
+            "signal": f"{slurm.signal}@{slurm.signal_seconds if tries else 1}",
         },
     }
+    # Private: submitit makes the text only while it submits it, with a command of its own.
+    return _make_sbatch_string(
+        command=f"{_python(cluster)} -u {shlex.join(task)}",
+        folder=folder,
+        map_count=runs if runs > 1 else None,
+        **options,
+    )
 
 
-def python(cluster: ClusterConfig) -> str:
+def _python(cluster: ClusterConfig) -> str:
     """The command that a rank begins with, as shell. Its parts from the outside to the inside: the
     container, what is set there, the binding, Python."""
     container = cluster.slurm.container
@@ -59,21 +81,13 @@ def python(cluster: ClusterConfig) -> str:
     )
 
 
-def script(cluster: ClusterConfig, name: str, code: Path, folder: Path, *, runs: int = 1) -> str:
-    """The text that sbatch is given for so many runs; more than one make an array."""
-    # Private: submitit makes the text only while it submits it.
-    return _make_sbatch_string(
-        command=f"{python(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}",
-        folder=folder,
-        map_count=runs if runs > 1 else None,
-        **parameters(cluster, name, code, folder),
-    )
-
-
-def _setup(cluster: ClusterConfig, code: Path, folder: Path) -> list[str]:
+def _setup(
+    cluster: ClusterConfig, code: Path, folder: Path, *, runs: int, tries: int | None
+) -> list[str]:
     """What the batch script does before the ranks start."""
     slurm = cluster.slurm
-    lines = [f"unset {' '.join(_OF_ANOTHER_STEP)}"]
+    others = _OF_ANOTHER_STEP if runs > 1 else (*_OF_ANOTHER_STEP, *_OF_ANOTHER_ARRAY)
+    lines = [f"unset {' '.join(others)}"]
     if sbatch_options(slurm).get("cpus-per-task"):
         lines.append("# Since Slurm 22.05 srun does not take it from sbatch.")
         lines.append('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"')
@@ -84,17 +98,16 @@ def _setup(cluster: ClusterConfig, code: Path, folder: Path) -> list[str]:
     if slurm.setup:
         lines += ["# One that fails ends the job, which then is not requeued.", "set -e"]
         lines += [*slurm.setup, "set +e"]
-    return [
-        *lines,
+    lines += [
         "",
         "# Every rank begins with this, inside of its container.",
         "# shellcheck disable=SC2016",
         f"rank={shlex.quote(_rank(cluster, code))}",
-        "",
-        "# shellcheck source=/dev/null",
-        f". {shlex.quote(str(code / 'launch/requeue.sh'))} "
-        f"{shlex.quote(str(folder.parent))} {slurm.tries}",
     ]
+    if tries:
+        requeue = shlex.join(map(str, (code / "launch/requeue.sh", folder, tries)))
+        lines += ["", "# shellcheck source=/dev/null", f". {requeue}"]
+    return lines
 
 
 def _rank(cluster: ClusterConfig, code: Path) -> str:

@@ -11,7 +11,7 @@ from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.layout import Layout, passes
 from llm_pretrain.errors import EXIT_FAILED, EXIT_OK, UserError
-from llm_pretrain.runs import Run
+from llm_pretrain.runs import Job, Run, now
 
 _LOOK_SECONDS = 10.0
 
@@ -40,7 +40,7 @@ def preview(config: TrainConfig, runs: int = 1) -> str:
 
     Raises UserError where no job would be submitted.
     """
-    from launch import slurm, submit  # noqa: PLC0415
+    from launch import submit  # noqa: PLC0415
     from launch.snapshot import place_of  # noqa: PLC0415
 
     cluster = config.cluster
@@ -52,8 +52,8 @@ def preview(config: TrainConfig, runs: int = 1) -> str:
     check_cluster(cluster)
     root = Path(config.run.dir).absolute().parent
     name = f"{config.run.name if runs == 1 else root.name}.00000000"
-    code, folder = place_of(root / submit.CODE), root / submit.JOBS / "%j"
-    return slurm.script(cluster, name, code, folder, runs=runs)
+    plan = Job(name=name, submitted=now(), code=str(place_of(root / submit.CODE)))
+    return submit.script(cluster, root, plan, runs)
 
 
 def check_launch(runs: Sequence[Run], cluster: ClusterConfig) -> None:

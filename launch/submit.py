@@ -1,21 +1,16 @@
 """Ask Slurm to train runs, each once, whoever else asks at the same time."""
 
-import contextlib
-import io
 import secrets
+import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-
 from launch import slurm
-from launch.job import TrainJob
 from launch.queue import Queue
 from launch.snapshot import snapshot
-from llm_pretrain import lock
+from llm_pretrain import atomic, lock
 from llm_pretrain.branch.reconcile import UNDER_WAY
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.errors import RunInUseError, UserError
@@ -23,7 +18,7 @@ from llm_pretrain.runs import Job, Run, now
 
 JOBS = ".jobs"
 CODE = ".code"
-"""Folders beside the runs: of submitit, and with snapshots of the code."""
+"""Folders beside the runs: of the jobs, and with snapshots of the code."""
 
 
 def submit(runs: Sequence[Run], cluster: ClusterConfig) -> list[Run]:
@@ -44,19 +39,19 @@ def submit(runs: Sequence[Run], cluster: ClusterConfig) -> list[Run]:
         title = wanted[0].record.name if len(wanted) == 1 else root.name
         plan = Job(name=f"{title}.{secrets.token_hex(4)}", submitted=now(), code=str(code))
         jobs = [replace(plan, index=i) for i in range(len(wanted))]
+        file = _prepare(wanted, cluster, plan)
         # Before Slurm knows: if this process is killed in between, the name finds the job.
         _write(wanted, jobs)
         try:
-            numbers = _sbatch(wanted, cluster, plan, root / JOBS / "%j")
-        except (FailedJobError, FailedSubmissionError, OSError) as error:
-            _write(wanted, [replace(job, error=str(error).strip()) for job in jobs])
+            first = _sbatch(file, plan)
+        except UserError as error:
+            _write(wanted, [replace(job, error=str(error)) for job in jobs])
             raise UserError(
-                f"cluster={cluster.name}: Slurm did not take the job: {str(error).strip()}"
+                f"cluster={cluster.name}: Slurm did not take the job: {error}"
             ) from error
+        numbers = [f"{first}_{job.index}" for job in jobs] if len(jobs) > 1 else [first]
         pairs = zip(jobs, numbers, strict=True)
         _write(wanted, [replace(job, id=number) for job, number in pairs])
-        for run, number in zip(wanted, numbers, strict=True):
-            _link(run.path / "jobs" / number, root / JOBS / number)
     return wanted
 
 
@@ -74,17 +69,37 @@ def _write(runs: Sequence[Run], jobs: Sequence[Job]) -> None:
         run.write_job(job)
 
 
-def _sbatch(runs: Sequence[Run], cluster: ClusterConfig, plan: Job, folder: Path) -> list[str]:
-    """The numbers of the jobs."""
-    executor = submitit.SlurmExecutor(folder=folder, python=slurm.python(cluster))
-    executor.update_parameters(**slurm.parameters(cluster, plan.name, Path(plan.code), folder))
-    # submitit prints what sbatch says before it raises an error with the same words.
-    with contextlib.redirect_stderr(io.StringIO()), executor.batch():
-        jobs = [executor.submit(TrainJob(run.path.absolute())) for run in runs]
-    return [job.job_id for job in jobs]
+def script(cluster: ClusterConfig, root: Path, plan: Job, runs: int) -> str:
+    """The text that sbatch is given for so many runs in the folder `root`."""
+    folder = root / JOBS / plan.name
+    task = ["-m", "launch.job", str(folder / "runs")]
+    code, tries = Path(plan.code), cluster.slurm.tries
+    return slurm.script(cluster, plan.name, code, folder, task, runs=runs, tries=tries)
 
 
-def _link(link: Path, target: Path) -> None:
-    """Show in a run's directory where the output of its job is."""
-    link.parent.mkdir(exist_ok=True)
-    link.symlink_to(Path("..") / ".." / target.relative_to(link.parents[2].absolute()))
+def _prepare(runs: Sequence[Run], cluster: ClusterConfig, plan: Job) -> Path:
+    """Make the folder of a submission: what it runs, the script, and later what its jobs say. The
+    script's path."""
+    root = runs[0].path.absolute().parent
+    folder = root / JOBS / plan.name
+    folder.mkdir(parents=True)
+    listed = "".join(f"{run.path.absolute()}\n" for run in runs)
+    atomic.write_text(folder / "runs", listed)
+    atomic.write_text(folder / "script.sbatch", script(cluster, root, plan, len(runs)))
+    for run in runs:
+        (run.path / "jobs").mkdir(exist_ok=True)
+        (run.path / "jobs" / plan.name).symlink_to(Path("..") / ".." / JOBS / plan.name)
+    return folder / "script.sbatch"
+
+
+def _sbatch(file: Path, plan: Job) -> str:
+    """The number of the job. Raises UserError with what sbatch says."""
+    command = ["sbatch", "--parsable", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return done.stdout.strip().partition(";")[0]
+    # A controller under load may take a job and yet not answer in time.
+    taken = Queue.ask([plan]).number(plan)
+    if taken is None:
+        raise UserError(done.stderr.strip().removeprefix("sbatch: error: "))
+    return taken.partition("_")[0]

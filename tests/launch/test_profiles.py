@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import yaml
 
-from launch import slurm
+from launch import submit
 from launch.profile import check_cluster, time_limit
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose, conf_dir, dump, groups, override, read
 from llm_pretrain.errors import UserError
+from llm_pretrain.runs import Job
 
 GOLDEN = Path(__file__).parent / "golden"
-CODE, JOBS = Path("/shared/runs/.code/0123abc"), Path("/shared/runs/.jobs/%j")
+RUNS = Path("/shared/runs")
 PROFILES = groups()["cluster"]
 SLURM = [name for name in PROFILES if name != "local"]
 IMAGE = "cluster.slurm.container.image=/shared/llm-pretrain.sif"
@@ -43,10 +44,16 @@ def cluster_of(*overrides: str) -> ClusterConfig:
     return compose(list(overrides)).cluster
 
 
+def script(cluster: ClusterConfig, root: Path, code: Path | None = None, runs: int = 1) -> str:
+    """The text for sbatch of runs in a folder."""
+    place = code or root / ".code" / "0123abc"
+    return submit.script(cluster, root, Job("demo.1a2b3c4d", "", str(place)), runs)
+
+
 def rendered(name: str) -> str:
     """The scripts of one run and of an array of three, on any machine the same."""
     cluster = cluster_of(*SCRIPTS[name])
-    texts = [slurm.script(cluster, "demo-1a2b3c4d", CODE, JOBS, runs=runs) for runs in (1, 3)]
+    texts = [script(cluster, RUNS, runs=runs) for runs in (1, 3)]
     text = "\n".join(texts)
     for here, there in (
         (sys.executable, "/shared/env/bin/python"),
@@ -192,7 +199,7 @@ def test_time_limits_in_all_of_slurms_forms(limit: str, seconds: int | None) -> 
 
 def test_an_option_can_be_taken_back_in_either_spelling() -> None:
     taken = ["cluster.slurm.sbatch.gpus_per_node=null", "cluster.slurm.sbatch.exclusive=false"]
-    text = slurm.script(cluster_of("cluster=h100_ib", *taken), "a", CODE, JOBS)
+    text = script(cluster_of("cluster=h100_ib", *taken), RUNS)
     assert "--gpus-per-node" not in text
     assert "--exclusive" not in text
 
@@ -227,8 +234,7 @@ def batch(tmp_path: Path) -> typing.Callable[..., "subprocess.CompletedProcess[s
 
     def run(*overrides: str) -> "subprocess.CompletedProcess[str]":
         cluster = cluster_of("cluster=local_slurm", *overrides)
-        script = slurm.script(cluster, "a", code, tmp_path / "jobs" / "%j")
-        script = script.replace(sys.executable, str(say))
+        text = script(cluster, tmp_path, code).replace(sys.executable, str(say))
         env = {
             "PATH": f"{say.parent}:{os.environ['PATH']}",
             "SLURM_CPUS_PER_TASK": "3",
@@ -236,7 +242,7 @@ def batch(tmp_path: Path) -> typing.Callable[..., "subprocess.CompletedProcess[s
             "OMP_NUM_THREADS": "99",
         }
         return subprocess.run(
-            ["bash"], input=script, env=env, capture_output=True, text=True, check=False
+            ["bash"], input=text, env=env, capture_output=True, text=True, check=False
         )
 
     return run

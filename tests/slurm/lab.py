@@ -79,7 +79,8 @@ class Lab:
 
     def log(self, name: str) -> str:
         """What the job of a run has said."""
-        files = sorted((self.place / name / "jobs" / self.number(name)).glob("*_log.out"))
+        run, number = self.place / name, self.number(name)
+        files = sorted((run / "jobs").glob(f"*/{number}_*_log.out"))
         return "".join(file.read_text() for file in files)
 
     def starts(self, name: str) -> list[int]:

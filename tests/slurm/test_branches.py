@@ -34,8 +34,10 @@ def watch(lab: Lab, run: Path) -> "subprocess.Popen[str]":
 
 
 def jobs(lab: Lab) -> int:
-    """How many jobs have ever been submitted for runs in the lab's folder."""
-    return len(list((lab.place / ".jobs").glob("*/*_submission.sh")))
+    """How many jobs Slurm was ever given for runs in the lab's folder."""
+    submissions = {path.name for path in (lab.place / ".jobs").iterdir()}
+    columns = ("--format=JobName%100", "--noheader", "--parsable2", "--allocations")
+    return sum(name in submissions for name in lab.slurm.run("sacct", *columns).splitlines())
 
 
 def test_watchers_are_killed_and_each_branch_starts_once(lab: Lab) -> None:
@@ -82,4 +84,4 @@ def test_applied_from_two_login_nodes_at_once(lab: Lab) -> None:
         assert len(record(lab.place / name)["sessions"]) == 1
     numbers = {lab.number(name) for name in branches}
     assert len(numbers) == 3
-    assert len(list((lab.place / ".jobs").glob("*/*_submitted.pkl"))) == 4
+    assert jobs(lab) == 1 + 3
