@@ -34,8 +34,8 @@ def script(
 
     `code`: the snapshot that it runs. `folder`: where it writes; its parent's parent is what ranks
     in a container see. `task`: what each rank's Python is told, such as ["-m", "launch.job", LIST].
-    `tries`: starts without progress, after each of which but the last it is queued again; None:
-    never, and its signal is only in the last second.
+    `tries`: starts without progress, after each of which but the last it is queued again. None: a
+    check, which is never queued again, and in which each rank ends on its own.
     """
     slurm = cluster.slurm
     options: dict[str, Any] = {
@@ -48,7 +48,7 @@ def script(
         # Slurm's default is the partition's limit, submitit's five minutes.
         "time": None,
         "setup": _setup(cluster, code, folder, runs=runs, tries=tries),
-        "srun_args": _srun(cluster, folder),
+        "srun_args": _srun(cluster, folder, together=tries is not None),
         "additional_parameters": {
             **sbatch_options(slurm),
             "requeue" if tries else "no-requeue": True,
@@ -140,10 +140,10 @@ def _expanded(value: str) -> str:
     return f'"{value}"'
 
 
-def _srun(cluster: ClusterConfig, folder: Path) -> list[str]:
+def _srun(cluster: ClusterConfig, folder: Path, *, together: bool) -> list[str]:
     # One rank that ends with an error takes the others with it, so that nobody waits for it. After
     # one that ends well the rest have ten minutes, for what rank 0 may have to write or upload.
-    flags = ["--kill-on-bad-exit=1", "--wait=600", "--label"]
+    flags = [f"--kill-on-bad-exit={int(together)}", "--wait=600", "--label"]
     container = cluster.slurm.container
     if container.kind == "edf":
         flags.append(f"--environment={container.image}")

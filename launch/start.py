@@ -1,6 +1,5 @@
 """Hand runs to what their cluster's profile says: this machine, or Slurm."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +23,10 @@ def launch(runs: Sequence[Run], cluster: ClusterConfig, *, wait: bool = False) -
     """
     if cluster.launcher != "slurm":
         return run_all([run.path for run in runs], cluster.jobs)
-    from launch.submit import submit  # noqa: PLC0415  (nothing of Slurm for local work)
+    from launch.submit import check_sbatch, submit  # noqa: PLC0415  (nothing of it for local work)
 
     check_launch(runs, cluster)
+    check_sbatch(cluster)
     submitted = submit(runs, cluster)
     for run in runs:
         job = run.job
@@ -62,11 +62,6 @@ def check_launch(runs: Sequence[Run], cluster: ClusterConfig) -> None:
     ranks = cluster.nodes * cluster.devices_per_node
     for run in runs:
         passes(run.config.data, Layout.of(run.config.engine, ranks))
-    if shutil.which("sbatch") is None:
-        raise UserError(
-            f"cluster={cluster.name}: sbatch is not on the PATH; submit from a login node of the "
-            "cluster, or look at the script with --dry-run"
-        )
 
 
 def _wait(runs: Sequence[Run]) -> int:

@@ -1,6 +1,7 @@
 """Ask Slurm to train runs, each once, whoever else asks at the same time."""
 
 import secrets
+import shutil
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,6 +20,15 @@ from llm_pretrain.runs import Job, Run, now
 JOBS = ".jobs"
 CODE = ".code"
 """Folders beside the runs: of the jobs, and with snapshots of the code."""
+
+
+class RefusedError(UserError):
+    """A job that Slurm did not take."""
+
+    def __init__(self, cluster: ClusterConfig, words: str) -> None:
+        """`words`: Slurm's own."""
+        super().__init__(f"cluster={cluster.name}: Slurm did not take the job: {words}")
+        self.words = words
 
 
 def submit(runs: Sequence[Run], cluster: ClusterConfig) -> list[Run]:
@@ -43,12 +53,10 @@ def submit(runs: Sequence[Run], cluster: ClusterConfig) -> list[Run]:
         # Before Slurm knows: if this process is killed in between, the name finds the job.
         _write(wanted, jobs)
         try:
-            first = _sbatch(file, plan)
-        except UserError as error:
-            _write(wanted, [replace(job, error=str(error)) for job in jobs])
-            raise UserError(
-                f"cluster={cluster.name}: Slurm did not take the job: {error}"
-            ) from error
+            first = sbatch(cluster, file, plan)
+        except RefusedError as error:
+            _write(wanted, [replace(job, error=error.words) for job in jobs])
+            raise
         numbers = [f"{first}_{job.index}" for job in jobs] if len(jobs) > 1 else [first]
         pairs = zip(jobs, numbers, strict=True)
         _write(wanted, [replace(job, id=number) for job, number in pairs])
@@ -92,14 +100,23 @@ def _prepare(runs: Sequence[Run], cluster: ClusterConfig, plan: Job) -> Path:
     return folder / "script.sbatch"
 
 
-def _sbatch(file: Path, plan: Job) -> str:
-    """The number of the job. Raises UserError with what sbatch says."""
+def check_sbatch(cluster: ClusterConfig) -> None:
+    """Raise UserError where no job can be submitted from."""
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            f"cluster={cluster.name}: sbatch is not on the PATH; submit from a login node of the "
+            "cluster, or look at the script with --dry-run"
+        )
+
+
+def sbatch(cluster: ClusterConfig, file: Path, job: Job) -> str:
+    """The number that Slurm gives to `job`, whose script is `file`. Raises RefusedError."""
     command = ["sbatch", "--parsable", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return done.stdout.strip().partition(";")[0]
     # A controller under load may take a job and yet not answer in time.
-    taken = Queue.ask([plan]).number(plan)
+    taken = Queue.ask([job]).number(job)
     if taken is None:
-        raise UserError(done.stderr.strip().removeprefix("sbatch: error: "))
+        raise RefusedError(cluster, done.stderr.strip().removeprefix("sbatch: error: "))
     return taken.partition("_")[0]

@@ -16,6 +16,7 @@ from llm_pretrain.config.compose import compose
 from llm_pretrain.config.help import preflight_help
 from llm_pretrain.errors import EXIT_FAILED, EXIT_OK, UserError
 from llm_pretrain.train.command import split_arguments
+from llm_pretrain.train.start import stays_here
 
 _SECONDS = range(5, 3601)
 
@@ -31,22 +32,25 @@ def preflight(arguments: Sequence[str]) -> int:
         print(preflight_help())
         return EXIT_OK
     rest, out = _value(arguments, "--out")
-    rest, seconds = _value(rest, "--seconds")
+    rest, text = _value(rest, "--seconds")
     overrides, config_dir, flags = split_arguments(rest)
-    for flag in flags:
-        if flag != "--json":
-            raise UserError(f"{flag}: preflight knows --json, --out, --seconds and --config-dir")
-    for override in overrides:
-        if override.startswith("resume="):
-            raise UserError(f"{override}: preflight is about nodes, not about a run")
+    _check_arguments(flags, overrides)
     config = compose(overrides, config_dir)
+    folder, seconds = _folder(out), _number(text)
+    given = {o.lstrip("+").partition("=")[0] for o in overrides}
+    if "cluster.nodes" in given and "SLURM_JOB_ID" not in os.environ and not stays_here(config):
+        from launch.preflight.submit import submit  # noqa: PLC0415  (nothing of Slurm elsewhere)
+
+        own = [argument for argument in rest if argument != "--wait"]
+        return submit(config, own, folder, seconds, wait="--wait" in flags)
+    if "--wait" in flags:
+        raise UserError("--wait: is for preflights that are submitted, with cluster.nodes=N")
     adopt()
-    _check_ranks(config.cluster, {o.lstrip("+").partition("=")[0] for o in overrides})
-    folder = _folder(out)
+    _check_ranks(config.cluster, given)
     # torch takes seconds to import; wrong arguments are told before.
     from launch.preflight.run import Options, run  # noqa: PLC0415
 
-    options = Options(json=bool(flags), out=folder, seconds=_number(seconds))
+    options = Options(json="--json" in flags, out=folder, seconds=seconds)
     with _deadline(began + options.seconds):
         code = run(config, options, began)
     if hung():
@@ -54,6 +58,17 @@ def preflight(arguments: Sequence[str]) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _check_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None:
+    for flag in flags:
+        if flag not in ("--json", "--wait"):
+            raise UserError(
+                f"{flag}: preflight knows --json, --out, --seconds, --wait and --config-dir"
+            )
+    for override in overrides:
+        if override.startswith("resume="):
+            raise UserError(f"{override}: preflight is about nodes, not about a run")
 
 
 @contextmanager

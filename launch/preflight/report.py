@@ -15,6 +15,8 @@ from llm_pretrain import atomic
 from llm_pretrain.errors import disk_reason
 from llm_pretrain.runs import now
 
+EXIT_UNFIT = 3
+"""Exit code: some node, or the way that ranks were started, fails a check."""
 SCHEMA = 1
 """Of preflight.json; raised when a name in it changes its meaning or goes."""
 NAME = "preflight.json"

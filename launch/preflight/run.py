@@ -14,13 +14,10 @@ from launch.preflight.board import Board
 from launch.preflight.evidence import Evidence
 from launch.preflight.facts import Links, Rank
 from launch.preflight.host import existing
-from launch.preflight.report import Report, save
+from launch.preflight.report import EXIT_UNFIT, Report, save
 from launch.preflight.states import same_gpu
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import EXIT_OK
-
-EXIT_UNFIT = 3
-"""Some node, or the way that ranks were started, fails a check."""
 
 _OWN, _ALL_OWN = 0.45, 0.5
 _SHARED, _ALL_SHARED = 0.8, 0.88

@@ -48,12 +48,15 @@ has it; where it runs is described by cluster=PROFILE cluster.nodes=N.
 
 Exit codes: 0 it fits, or the profile does not know the memory; 3 it does not fit; 2 bad input.
 """
-_PREFLIGHT = """usage: llm-pretrain preflight [KEY=VALUE ...] [--json] [--out DIR] [--seconds N]
+_PREFLIGHT = """usage: llm-pretrain preflight [KEY=VALUE ...] [--json] [--out DIR] [--seconds N] [--wait]
 
 Checks within a minute whether the nodes at hand are fit to train: devices, errors that they report,
 memory, clocks, binding, speed of matrix products and of all-reduces inside and between nodes, the
-network that NCCL found, files, versions. Start it as you start training, one rank for each device:
+network that NCCL found, files, versions. With cluster.nodes, a cluster whose launcher is slurm gets
+a job for it, and the command returns with its number; --wait waits for the verdict and prints it.
+Else start it as you start training, one rank for each device:
 
+  llm-pretrain preflight cluster=alps_clariden cluster.nodes=4 --wait
   srun --kill-on-bad-exit=0 llm-pretrain preflight cluster=alps_clariden --out preflight
   torchrun --nproc-per-node 8 -m launch.preflight cluster=h100_ib
   llm-pretrain preflight
@@ -70,7 +73,7 @@ left out without one. What cannot be read is shown as such and fails nothing.
 Exit codes: 0 fit; 3 not fit, the last line names nodes and checks; 2 bad input; 1 rank 0 is lost.
 torchrun makes 1 of each that is not 0.
 """
-_UNREAD_BY_PREFLIGHT = ("cluster.launcher", "cluster.jobs", "cluster.slurm")
+_UNREAD_BY_PREFLIGHT = ("cluster.jobs",)
 _ESTIMATED = ("model", "data", "precision", "engine", "cluster")
 _UNREAD = (
     "data.cache",

@@ -1,67 +1,17 @@
-"""Preflight's verdicts on made-up measurements, and its readers of what machines say."""
+"""Preflight's verdicts on made-up measurements."""
 
 import dataclasses
-import os
-import stat
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from launch.preflight import gpu as gpus
 from launch.preflight import host, speeds
 from launch.preflight.absence import Seen, absent, expand_hosts
-from launch.preflight.between import bus_bandwidth, groups, network_in
+from launch.preflight.between import bus_bandwidth, groups
 from launch.preflight.evidence import Evidence, names_of
-from launch.preflight.facts import Absent, Files, Finding, Gpu, Host, Links, Rank
-from launch.preflight.report import Report
+from launch.preflight.facts import Absent, Files, Finding, Host, Links, Rank
 from launch.preflight.verdict import exclude, judge, summary
 from llm_pretrain.config.cluster import HardwareConfig
-
-H100 = "NVIDIA H100 80GB HBM3"
-PROFILE = HardwareConfig(
-    device=H100, memory=79.6, matmul=780.0, inside_node=370.0, between_nodes=47.0, network="IB"
-)
-
-
-def rank(number: int, **other: Any) -> Rank:
-    """One of four ranks on a node named a, b, ...; all is well but for what `other` says."""
-    node = chr(ord("a") + number // 4)
-    gpu = Gpu(f"uuid-{number}", 79.6, 0.99, "00000000:04:00.0", 0, False, [], 1900, 1980, False)
-    place = Host(f"{8 * (number % 4)}-{8 * (number % 4) + 7}", 32, "default", "", "never")
-    versions = {"python": "3.12.3", "torch": "2.13.0", "driver_version": "580.1"}
-    files = Files("/scratch", 1000.0, 10**9, 2.0) if number % 4 == 0 else None
-    healthy = Rank(number, node, H100, place, gpu, 700.0 + number, files, versions)
-    return dataclasses.replace(healthy, **other)
-
-
-def ill(number: int, **other: Any) -> Rank:
-    """The same with another GPU."""
-    one = rank(number)
-    assert one.gpu
-    return dataclasses.replace(one, gpu=dataclasses.replace(one.gpu, **other))
-
-
-def links(**other: Any) -> Links:
-    """All is well but for what `other` says."""
-    well = Links(inside=350.0, between=45.0, pairs=[45.0, 46.0], network="IB")
-    return dataclasses.replace(well, **other)
-
-
-def evidence(
-    *changed: Rank,
-    nodes: int = 3,
-    hardware: HardwareConfig = PROFILE,
-    exchanged: dict[int, Links] | None = None,
-    gone: tuple[Absent, ...] = (),
-) -> Evidence:
-    """An allocation in which only these ranks are other than they should be."""
-    others = {one.rank: one for one in changed}
-    ranks = [others.get(number, rank(number)) for number in range(4 * nodes)]
-    ranks = [one for one in ranks if all(one.rank not in lost.ranks for lost in gone)]
-    known = {one.rank: links() for one in ranks} | (exchanged or {})
-    return Evidence(ranks, known, gone, hardware)
+from tests.launch.evidence import H100, PROFILE, evidence, ill, links, rank
 
 
 def failures(found: Evidence) -> list[tuple[str, str | None, list[int]]]:
@@ -308,125 +258,6 @@ def test_lists() -> None:
     assert host.expand("0-2,8") == {0, 1, 2, 8}
     assert names_of([5, 0, 1, 2]) == "ranks 0-2, 5"
     assert names_of([3]) == "rank 3"
-
-
-def test_what_the_kernel_says_of_this_process() -> None:
-    place = host.look()
-    assert host.expand(place.cores) == os.sched_getaffinity(0)
-    assert place.node_cores >= len(host.expand(place.cores))
-
-
-def test_the_nearest_folder_that_exists(tmp_path: Path) -> None:
-    assert host.existing(tmp_path / "runs" / "more") == tmp_path
-    found = host.write(tmp_path / "new")
-    assert found.rate
-    assert found.free == pytest.approx(os.statvfs(tmp_path).f_bavail * 4096 / 1e9, rel=0.5)
-    assert list((tmp_path / "new").iterdir()) == []
-
-
-LOG = """
-[  12.5] NVRM: Xid (PCI:0000:04:00): 31, pid=7, name=python, Ch 00000008
-[  90.1] NVRM: Xid (PCI:0000:04:00): 79, pid='<unknown>', GPU has fallen off the bus.
-[  95.0] NVRM: Xid (PCI:0000:44:00): 48, pid=9, name=python
-[  96.0] NVRM: Xid (PCI:0000:04:00 GPU-I:05): 94, pid=9, Contained
-"""
-
-
-def test_errors_in_the_kernels_log() -> None:
-    assert gpus.xids_in(LOG, "00000000:04:00.0", now=100.0) == [31, 79, 94]
-    assert gpus.xids_in(LOG, "00000000:04:00.0", now=90.0 + gpus.RECENT) == [79, 94]
-    assert gpus.xids_in(LOG, "00000000:45:00.0", now=100.0) == []
-
-
-SMI = """#!/bin/sh
-# Like a driver that does not know the newer names.
-case "$1" in
-*clocks_event_reasons*) echo 'Field "clocks_event_reasons.hw_slowdown" is not valid.'; exit 2 ;;
---query-gpu=*) echo "GPU-11-22, 00000000:04:00.0, 525.1, 0, 1410, 1980, Not Active"
-               echo "GPU-33-44, 00000000:44:00.0, 525.1, [N/A], 345, 1980, Active" ;;
-*) echo "GPU-11-22, Yes, No" ;;
-esac
-"""
-
-
-def test_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text(SMI)
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    first = gpus.describe(Gpu("11-22", 80.0, 1.0), gpus.ask("11-22"))
-    assert (first.uncorrected, first.remap, first.slowdown) == (0, True, False)
-    assert (first.clock, first.clock_limit, first.bus) == (1410, 1980, "00000000:04:00.0")
-    second = gpus.describe(Gpu("33-44", 80.0, 1.0), gpus.ask("33-44"))
-    assert (second.uncorrected, second.remap, second.slowdown) == (None, None, True)
-    program.unlink()
-    assert gpus.ask("11-22").fields == {}
-
-
-def test_the_network_in_nccls_log() -> None:
-    line = "nid1:7:9 [0] NCCL INFO Using network AWS Libfabric\n"
-    assert network_in(f"NCCL version 2.27\n{line}") == "AWS Libfabric"
-    assert network_in("n:1:2 [0] NCCL INFO Assigned NET plugin IB to comm\n") == "IB"
-    assert network_in("NCCL INFO NET/Plugin: Could not find: libnccl-net.so") is None
-
-
-KEYS = {
-    "": "schema fit summary created seconds cluster nodes exclude findings absent ranks links "
-    "skipped hardware",
-    "findings": "check node ranks text fails blame",
-    "absent": "ranks node last",
-    "ranks": "rank node device host gpu matmul files versions errors",
-    "links": "inside between pairs network errors",
-    "gpu": "uuid memory free bus uncorrected remap xids clock clock_limit slowdown",
-    "host": "cores node_cores policy coreless huge_pages",
-    "files": "folder free inodes rate",
-}
-"""preflight.json, for programs that read it: a name that goes or changes needs another schema."""
-
-
-def test_the_schema_of_the_json() -> None:
-    found = evidence(ill(6, uncorrected=2), gone=(Absent([5], "b", "matmul"),))
-    data = Report.of(found, "h100_ib", "some ranks did not answer", 12.34).data()
-    assert data["schema"] == 1
-    parts = {
-        "": data,
-        "findings": data["findings"][0],
-        "absent": data["absent"][0],
-        "ranks": data["ranks"][0],
-        "links": data["links"]["0"],
-        **{name: data["ranks"][0][name] for name in ("gpu", "host", "files")},
-    }
-    for name, part in parts.items():
-        assert " ".join(part) == KEYS[name], name
-    assert data["exclude"] == ["b"]
-    assert data["fit"] is False
-
-
-@pytest.mark.parametrize(
-    "arguments,word",
-    [
-        (["--fast"], "--fast: preflight knows --json"),
-        (["resume=runs/x"], "resume=runs/x: preflight is about nodes"),
-        (["cluster=alps_claridn"], "unknown; did you mean 'alps_clariden'?"),
-        (["cluster.hardware.matmull=3"], "did you mean 'cluster.hardware.matmul'?"),
-        (["cluster=alps_clariden", "cluster.nodes=4"], "4 x 4 devices asked for, but"),
-        (["--seconds=1"], "--seconds: '1'; use a whole number"),
-        (["--out"], "--out: needs a value"),
-        ([f"--out={__file__}"], "is no folder"),
-    ],
-)
-def test_bad_input(
-    cli: Callable[..., int], capsys: pytest.CaptureFixture[str], arguments: list[str], word: str
-) -> None:
-    assert cli("preflight", *arguments) == 2
-    assert word in capsys.readouterr().err
-
-
-def test_help(cli: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("preflight", "--help") == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "cluster.hardware.network=null" in text
-    assert "3 not fit" in text
 
 
 def test_what_every_node_lacks_is_said_once() -> None:
