@@ -11,13 +11,14 @@ from pathlib import Path
 from launch.preflight.host import node_name
 from launch.preflight.limits import hung
 from launch.ranks import adopt
+from llm_pretrain.config.arguments import compose_only, split_arguments
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose
 from llm_pretrain.config.help import preflight_help
 from llm_pretrain.errors import EXIT_FAILED, EXIT_OK, UserError
-from llm_pretrain.train.command import split_arguments
 from llm_pretrain.train.start import stays_here
 
+_FLAGS = ("--json", "--out", "--seconds", "--wait")
 _SECONDS = range(5, 3601)
 
 
@@ -34,7 +35,7 @@ def preflight(arguments: Sequence[str]) -> int:
     rest, out = _value(arguments, "--out")
     rest, text = _value(rest, "--seconds")
     overrides, config_dir, flags = split_arguments(rest)
-    _check_arguments(flags, overrides)
+    compose_only("preflight", overrides, flags, _FLAGS, "is about nodes, not about a run")
     config = compose(overrides, config_dir)
     folder, seconds = _folder(out), _number(text)
     given = {o.lstrip("+").partition("=")[0] for o in overrides}
@@ -58,17 +59,6 @@ def preflight(arguments: Sequence[str]) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
-
-
-def _check_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None:
-    for flag in flags:
-        if flag not in ("--json", "--wait"):
-            raise UserError(
-                f"{flag}: preflight knows --json, --out, --seconds, --wait and --config-dir"
-            )
-    for override in overrides:
-        if override.startswith("resume="):
-            raise UserError(f"{override}: preflight is about nodes, not about a run")
 
 
 @contextmanager

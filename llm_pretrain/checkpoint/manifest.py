@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from llm_pretrain import atomic
 from llm_pretrain.errors import DamagedCheckpointError
@@ -39,14 +40,7 @@ def identity(folder: Path) -> str:
 
     Raises DamagedCheckpointError when the manifest is not whole.
     """
-    try:
-        content = json.loads((folder / NAME).read_text())
-        listing, stated = content["files"], content["identity"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpointError(f"{folder}: damaged checkpoint ({NAME}: {error})") from error
-    if _digest(listing) != stated:
-        raise DamagedCheckpointError(f"{folder}: damaged checkpoint ({NAME}: wrong identity)")
-    return str(stated)
+    return _digest(_listing(folder))
 
 
 def verify(folder: Path, rank: int = 0, size: int = 1) -> None:
@@ -54,14 +48,25 @@ def verify(folder: Path, rank: int = 0, size: int = 1) -> None:
 
     Raises DamagedCheckpointError naming the first that differs.
     """
-    identity(folder)
-    listing = json.loads((folder / NAME).read_text())["files"]
+    listing = _listing(folder)
     # By size, so that the shares are about equal.
     names = sorted(listing, key=lambda name: (-listing[name]["size"], name))[rank::size]
     for name in sorted(names):
         reason = _difference(folder / name, FileEntry(**listing[name]))
         if reason:
             raise DamagedCheckpointError(f"{folder}: damaged checkpoint ({name}{reason})")
+
+
+def _listing(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / NAME).read_text())
+        listing: dict[str, Any] = content["files"]
+        stated = content["identity"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"{folder}: damaged checkpoint ({NAME}: {error})") from error
+    if _digest(listing) != stated:
+        raise DamagedCheckpointError(f"{folder}: damaged checkpoint ({NAME}: wrong identity)")
+    return listing
 
 
 def _difference(path: Path, known: FileEntry) -> str | None:

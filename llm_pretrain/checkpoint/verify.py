@@ -7,15 +7,16 @@ from llm_pretrain.world import World
 
 def verify(store: CheckpointStore, step: int, world: World) -> Meta:
     """As CheckpointStore.verify; every rank gets the same result or error."""
-    error: UserError | None = None
+    result: Meta | UserError
     try:
-        store.verify(step, world.rank, world.size)
-    except UserError as found:
-        error = found
-    for found_somewhere in world.gather(error):
-        if found_somewhere is not None:
-            raise found_somewhere
-    return store.meta(step)
+        result = store.verify(step, world.rank, world.size)
+    except UserError as damage:
+        result = damage
+    for error in world.gather(result if isinstance(result, UserError) else None):
+        if error is not None:
+            raise error
+    assert isinstance(result, Meta)
+    return result
 
 
 def latest(

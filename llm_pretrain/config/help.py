@@ -48,7 +48,8 @@ has it; where it runs is described by cluster=PROFILE cluster.nodes=N.
 
 Exit codes: 0 it fits, or the profile does not know the memory; 3 it does not fit; 2 bad input.
 """
-_PREFLIGHT = """usage: llm-pretrain preflight [KEY=VALUE ...] [--json] [--out DIR] [--seconds N] [--wait]
+_PREFLIGHT = """usage: llm-pretrain preflight [KEY=VALUE ...] [--json] [--out DIR] [--seconds N]
+                               [--wait]
 
 Checks within a minute whether the nodes at hand are fit to train: devices, errors that they report,
 memory, clocks, binding, speed of matrix products and of all-reduces inside and between nodes, the

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from llm_pretrain.config.arguments import compose_only, split_arguments
 from llm_pretrain.config.compose import compose
-from llm_pretrain.errors import EXIT_OK, UserError
+from llm_pretrain.errors import EXIT_OK
 from llm_pretrain.estimate.ranks import ranks_of
-from llm_pretrain.train.command import split_arguments
 
 _PIPE_WIDTH = 120
 EXIT_DOES_NOT_FIT = 3
@@ -21,12 +21,8 @@ EXIT_DOES_NOT_FIT = 3
 def estimate(arguments: Sequence[str]) -> int:
     """Run `llm-pretrain estimate ARGUMENTS`; the exit code. Raises UserError for bad input."""
     overrides, config_dir, flags = split_arguments(arguments)
-    for flag in flags:
-        if flag != "--json":
-            raise UserError(f"{flag}: estimate knows --json and --config-dir only")
-    for override in overrides:
-        if override.startswith("resume="):
-            raise UserError(f"{override}: estimate plans runs from their config, not existing ones")
+    about = "plans runs from their config, not existing ones"
+    compose_only("estimate", overrides, flags, ["--json"], about)
     # An experiment is a run as `train` would start it; the defaults of a plan are not its own.
     described = any(override.startswith("experiment=") for override in overrides)
     config = compose(overrides, config_dir, name="train" if described else "estimate")

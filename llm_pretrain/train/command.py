@@ -1,13 +1,13 @@
 """The command `train`: overrides in Hydra's grammar, Hydra's own flags, and `resume=`."""
 
 import sys
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from llm_pretrain.config import compose as composing
+from llm_pretrain.config.arguments import split_arguments
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.help import train_help
 from llm_pretrain.config.schema import TrainConfig
@@ -24,12 +24,6 @@ from llm_pretrain.train.start import (
 )
 
 T = TypeVar("T")
-
-_FLAGS_WITH_VALUE = (
-    *("--cfg", "-c", "--package", "-p", "--info", "-i"),
-    *("--config-name", "-cn", "--config-path", "-cp"),
-)
-
 
 def train(arguments: Sequence[str]) -> int:
     """Run `llm-pretrain train ARGUMENTS`; the exit code. Raises UserError for bad input."""
@@ -50,26 +44,6 @@ def train(arguments: Sequence[str]) -> int:
         rest = [o for o in overrides if o not in place]
         return resume(Path(place[-1].removeprefix("resume=")), rest, wait=wait)
     return start(composing.compose(overrides, config_dir), overrides, wait=wait)
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], Path | None, list[str]]:
-    """Overrides, the user's config folder (--config-dir), and Hydra's other flags."""
-    overrides, flags, config_dir = [], [], None
-    pending = deque(arguments)
-    while pending:
-        argument = pending.popleft()
-        name, _, value = argument.partition("=")
-        if name in ("--config-dir", "-cd"):
-            config_dir = Path(value or (pending.popleft() if pending else ""))
-            if not config_dir.is_dir():
-                raise UserError(f"--config-dir: '{config_dir}' is no folder")
-        elif argument.startswith("-"):
-            flags.append(argument)
-            if argument in _FLAGS_WITH_VALUE and pending and "=" not in pending[0]:
-                flags.append(pending.popleft())
-        else:
-            overrides.append(argument)
-    return overrides, config_dir, flags
 
 
 def _dry_run(flags: Sequence[str], overrides: list[str], config_dir: Path | None) -> int:

@@ -1,0 +1,48 @@
+"""What the commands take beside overrides: flags in Hydra's manner, and which are known where."""
+
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from llm_pretrain.errors import UserError
+
+_FLAGS_WITH_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--info", "-i"),
+    *("--config-name", "-cn", "--config-path", "-cp"),
+)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], Path | None, list[str]]:
+    """Overrides, the user's config folder (--config-dir), and Hydra's other flags."""
+    overrides, flags, config_dir = [], [], None
+    pending = deque(arguments)
+    while pending:
+        argument = pending.popleft()
+        name, _, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            config_dir = Path(value or (pending.popleft() if pending else ""))
+            if not config_dir.is_dir():
+                raise UserError(f"--config-dir: '{config_dir}' is no folder")
+        elif argument.startswith("-"):
+            flags.append(argument)
+            if argument in _FLAGS_WITH_VALUE and pending and "=" not in pending[0]:
+                flags.append(pending.popleft())
+        else:
+            overrides.append(argument)
+    return overrides, config_dir, flags
+
+
+def compose_only(
+    command: str, overrides: Sequence[str], flags: Sequence[str], known: Sequence[str], about: str
+) -> None:
+    """Raise UserError for other flags than those `known`, and for a run to be resumed.
+
+    `about`: what the command is about, to be read after its name, since it is not about a run.
+    """
+    for flag in flags:
+        if flag not in known:
+            names = ", ".join([*known, "--config-dir"])
+            raise UserError(f"{flag}: {command} knows {names} only")
+    for override in overrides:
+        if override.startswith("resume="):
+            raise UserError(f"{override}: {command} {about}")
