@@ -51,6 +51,8 @@ bench: install
 	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.reconcile
+	$(BIN)/python -m benchmarks.file_operations
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import engines, loader, loop, reshard, save, startup
+from benchmarks import engines, file_operations, loader, loop, reconcile, reshard, save, startup
 
 MODULES = {
     "loop": loop,
@@ -20,6 +20,8 @@ MODULES = {
     "engines": engines,
     "loader": loader,
     "startup": startup,
+    "reconcile": reconcile,
+    "file_operations": file_operations,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 ROOT = RESULTS.parents[1]

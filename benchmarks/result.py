@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from llm_pretrain.runs import new_record
+from llm_pretrain.records import new_record
 
 RATIO = "ratio"
 """Unit of rows that compare two things measured side by side."""

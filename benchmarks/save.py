@@ -23,7 +23,7 @@ from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import compose
 from llm_pretrain.config.schema import EngineConfig
 from llm_pretrain.engine.fsdp import FsdpEngine
-from llm_pretrain.runs import now
+from llm_pretrain.records import now
 from llm_pretrain.train.state import checkpoint_state
 from llm_pretrain.world import World, join
 

@@ -9,7 +9,8 @@ from typing import Literal
 
 from llm_pretrain import lock
 from llm_pretrain.errors import UserError
-from llm_pretrain.runs import Job, Run
+from llm_pretrain.records import Job
+from llm_pretrain.runs import Run
 
 Phase = Literal["waiting", "running", "ended"]
 

@@ -4,7 +4,9 @@
 #
 # FOLDER: in it each job has one of its own. Every start adds a line to `starts` there,
 # and a start that finds progress empties it. Rank 0 makes `stop` when nothing is left to do, and
-# the link `run` to the run's directory, where `failed-nodes` lists nodes to avoid.
+# the link `run` to the run's directory, where `failed-nodes` lists nodes to avoid; delete a line
+# there to forgive a node.
+# What the user has excluded when the job was submitted is in `excluded`.
 # TRIES: starts without progress, at most.
 #
 # It lives in the batch script because Slurm's commands are here; the ranks may be in a container.
@@ -21,12 +23,11 @@ requeue() {
     # Slurm then asks this shell and what it has started to end, and forces it some seconds later.
     trap '' TERM
     local avoid
-    avoid=$(sort -u "$folder/run/failed-nodes" 2>/dev/null | paste -sd,)
+    avoid=$(cat "$folder/excluded" "$folder/failed-nodes" "$folder/run/failed-nodes" 2>/dev/null |
+        sort -u | paste -sd,)
     scontrol requeue "$job" || return
-    if [ -n "$avoid" ]; then
-        # Only of a job that waits can the nodes be changed.
-        scontrol update "JobId=$job" "ExcNodeList=$avoid"
-    fi
+    # Only of a job that waits can the nodes be changed. An empty list forgives those of before.
+    scontrol update "JobId=$job" "ExcNodeList=$avoid"
     sleep 60
 }
 
@@ -53,8 +54,28 @@ at_exit() {
     requeue || exit $((code ? code : 1))
 }
 
+note_failed_nodes() {
+    # Of the nodes of the start before this one, those that Slurm holds for dead now. To exclude them
+    # cannot keep the job from ever starting: it has just started without them. A drained node is
+    # left out: somebody has decided that, and decides when it is fit again.
+    local nodes file=$folder/failed-nodes
+    nodes=$(tail -n 1 "$folder/starts" 2>/dev/null | cut -d ' ' -f 2)
+    [ -n "$nodes" ] || return 0
+    # Rank 0 may never have got as far as to make the link.
+    [ -d "$folder/run" ] && file=$folder/run/failed-nodes
+    sinfo --noheader --all --Node --nodes="$nodes" --format='%N %T' |
+        awk '$2 ~ /^(down|fail)/ { print $1 }' | sort -u |
+        while read -r node; do
+            grep -qxF "$node" "$file" 2>/dev/null || echo "$node" >>"$file"
+        done
+}
+
 mkdir -p "$folder"
 rm -f "$folder/stop"
+note_failed_nodes
+# At the first start, before we have changed it.
+[ -e "$folder/excluded" ] ||
+    squeue --noheader --jobs="$SLURM_JOB_ID" --format=%x | sed '/^$/d' >"$folder/excluded"
 printf '%s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%S)" "$SLURM_JOB_NODELIST" >>"$folder/starts"
 export LLM_PRETRAIN_JOB=$folder
 # When Slurm will end the job; where it does not say, signals alone must do.

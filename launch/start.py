@@ -10,7 +10,8 @@ from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.layout import Layout, passes
 from llm_pretrain.errors import EXIT_FAILED, EXIT_OK, UserError
-from llm_pretrain.runs import Job, Run, now
+from llm_pretrain.records import Job, now
+from llm_pretrain.runs import Run
 
 _LOOK_SECONDS = 10.0
 

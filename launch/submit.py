@@ -15,7 +15,8 @@ from llm_pretrain import atomic, lock
 from llm_pretrain.branch.reconcile import UNDER_WAY
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.errors import RunInUseError, UserError
-from llm_pretrain.runs import Job, Run, now
+from llm_pretrain.records import Job, now
+from llm_pretrain.runs import Run
 
 JOBS = ".jobs"
 CODE = ".code"

@@ -19,6 +19,8 @@ _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns 
   llm-pretrain export RUN FOLDER [step=N]             write Hugging Face Llama weights
   llm-pretrain estimate [KEY=VALUE ...]               memory, traffic and speed of a run to come
   llm-pretrain preflight [KEY=VALUE ...]              whether these nodes are fit to train
+  llm-pretrain schedule show [RUN] [KEY=VALUE ...]    the learning rate, phase by phase, drawn
+  llm-pretrain theory bound|transfer|extend|compare   what the theory says about learning rates
 
 'llm-pretrain train --help', 'branch --help' and 'estimate --help' explain every KEY.
 Exit codes: 0 done, 1 another rank was lost, 2 bad input, 3 estimate: it does not fit, 75 stopped on
@@ -41,6 +43,8 @@ def dispatch(arguments: Sequence[str]) -> int:
         "export": _export,
         "estimate": _estimate,
         "preflight": _preflight,
+        "schedule": _schedule,
+        "theory": _theory,
     }
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_HELP)
@@ -109,6 +113,26 @@ def _preflight(arguments: Sequence[str]) -> int:
     from launch.preflight.command import preflight
 
     return preflight(arguments)
+
+
+def _schedule(arguments: Sequence[str]) -> int:
+    from llm_pretrain.schedule.show import HELP, schedule
+
+    if not arguments or any(a in ("--help", "-h") for a in arguments):
+        print(HELP)
+        return EXIT_OK
+    return schedule(arguments)
+
+
+def _theory(arguments: Sequence[str]) -> int:
+    if not arguments or any(a in ("--help", "-h") for a in arguments):
+        from llm_pretrain.theory.help import HELP
+
+        print(HELP)
+        return EXIT_OK
+    from llm_pretrain.theory.command import theory
+
+    return theory(arguments)
 
 
 if __name__ == "__main__":

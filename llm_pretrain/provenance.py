@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,19 @@ from typing import Any
 from llm_pretrain import __version__
 
 _PACKAGES = ("torch", "deepspeed", "numpy", "tokenizers", "datasets", "hydra-core")
+
+
+@dataclass(frozen=True)
+class Code:
+    """What made a run: asking takes tens of milliseconds, so not for each of a thousand."""
+
+    git: dict[str, Any]
+    versions: dict[str, str]
+
+    @classmethod
+    def current(cls) -> "Code":
+        """As it is now."""
+        return cls(git(), versions())
 
 
 def versions() -> dict[str, str]:

@@ -3,79 +3,21 @@
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from llm_pretrain import atomic, lock, provenance
+from llm_pretrain import atomic, lock
 from llm_pretrain.config.compose import dump, read
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import UserError
+from llm_pretrain.records import Fingerprints, Job, Record
 
-State = Literal["created", "running", "interrupted", "failed", "finished"]
-
-
-@dataclass(frozen=True)
-class Parent:
-    """The checkpoint that a branch started from."""
-
-    run: str
-    """Id of the parent run."""
-    step: int
-    """Updates done at the branch point."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """run.json: who a run is, where it came from and how it stands."""
-
-    id: str
-    name: str
-    parent: Parent | None
-    state: State
-    created: str
-    step: int = 0
-    total: int = 0
-    reason: str | None = None
-    """Why the run failed, or what stopped it."""
-    parent_dir: str | None = None
-    """Parent's directory, relative to this run's."""
-    parent_checkpoint: str | None = None
-    """Hash of the parent's checkpoint manifest."""
-    overrides: list[str] = field(default_factory=list)
-    """What differs from the parent, or what the command line asked for."""
-    git: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    sessions: list[dict[str, Any]] = field(default_factory=list)
-    """Each start of the run: time, host, first step, device and the choices made there."""
-    finished: str | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """job.json: the job that a run was handed to, as its submitter knew it.
-
-    Another file than run.json, since the job may have begun to write there.
-    """
-
-    name: str
-    """In the scheduler; unlike any other, so that a job is found by it whose submitter died before
-    it could write down the number."""
-    submitted: str
-    """When."""
-    code: str
-    """The snapshot of the code that the job runs."""
-    id: str | None = None
-    """Number in the scheduler, NUMBER_INDEX in an array."""
-    index: int = 0
-    """Place in an array."""
-    error: str | None = None
-    """Why the scheduler refused it, in its own words."""
+_BLOCK = 2**16
+"""Bytes to read at a time from the end of a file."""
 
 
 class Run:
@@ -94,6 +36,7 @@ class Run:
         self.job_path = path / "job.json"
         self.claim_path = path / "submitting"
         self.rollcall_path = path / "rollcall"
+        self.flight_path = path / "flight-recorder"
         self.failed_nodes_path = path / "failed-nodes"
 
     @classmethod
@@ -121,12 +64,10 @@ class Run:
         path = Path(config.run.dir)
         temporary = atomic.temporary_beside(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic.remove_leftovers(path.parent)
             (temporary / "checkpoints").mkdir(parents=True)
             (temporary / "pins").mkdir()
-            atomic.write_text(temporary / "config.yaml", dump(config))
-            atomic.write_text(temporary / "run.json", _encode(record))
+            run = cls(temporary)
+            replace(record, fingerprints=run._write_config(config)).write(run.record_path)
             if tokenizer is not None:
                 shutil.copyfile(tokenizer, temporary / "tokenizer.json")
             published = atomic.publish_folder(temporary, path)
@@ -146,22 +87,36 @@ class Run:
 
     @property
     def record(self) -> Record:
-        """run.json as it is now."""
-        try:
-            data = json.loads(self.record_path.read_text())
-            parent = data.pop("parent")
-            return Record(parent=Parent(**parent) if parent else None, **data)
-        except (OSError, json.JSONDecodeError, TypeError, KeyError) as error:
-            raise UserError(f"{self.record_path}: not a run record ({error})") from error
+        """run.json as it is now. Raises UserError when it cannot be read."""
+        return Record.read(self.record_path)
 
     def update(self, **changes: Any) -> None:
         """Change fields of run.json in one step."""
-        atomic.write_text(self.record_path, _encode(replace(self.record, **changes)))
+        replace(Record.read(self.record_path), **changes).write(self.record_path)
 
     def rewrite_config(self, config: TrainConfig) -> None:
         """Replace config.yaml, as a resume with an allowed difference does."""
-        atomic.write_text(self.config_path, dump(config))
+        noted = self._write_config(config)
+        # Until they are replaced too, the old fingerprints are not about the new file: not used.
+        self.update(fingerprints=noted)
         self.__dict__.pop("config", None)
+
+    def _write_config(self, config: TrainConfig) -> Fingerprints:
+        text = dump(config)
+        atomic.write_text(self.config_path, text)
+        return Fingerprints.of(config, text.encode())
+
+    @property
+    def fingerprints(self) -> Fingerprints | None:
+        """What run.json has noted of config.yaml, None unless it is about the file as it is now.
+
+        Raises UserError when one of them cannot be read.
+        """
+        noted = self.record.fingerprints
+        try:
+            return noted if noted and noted.describe(self.config_path.read_bytes()) else None
+        except OSError as error:
+            raise UserError(f"{self.config_path}: cannot be read ({error.strerror})") from error
 
     @property
     def status(self) -> str:
@@ -178,16 +133,11 @@ class Run:
     @property
     def job(self) -> Job | None:
         """The job that it was last handed to. Raises UserError when that cannot be read."""
-        try:
-            return Job(**json.loads(self.job_path.read_text()))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{self.job_path}: not a job ({error})") from error
+        return Job.read(self.job_path)
 
     def write_job(self, job: Job) -> None:
         """Replace job.json in one step; only under `claim_path`."""
-        atomic.write_text(self.job_path, json.dumps(asdict(job), indent=2) + "\n")
+        job.write(self.job_path)
 
     def hold(self, patience: float = 0.0) -> AbstractContextManager[None]:
         """Lock the directory. Raises RunInUseError naming host and pid of a live holder.
@@ -207,8 +157,7 @@ class Run:
     @property
     def begin(self) -> int:
         """First step that this run trains itself."""
-        parent = self.record.parent
-        return parent.step if parent else 0
+        return self.record.begin
 
     def parent_run(self) -> "Run | None":
         """The run this one branched from; None for a trunk. Raises UserError when it is gone."""
@@ -220,7 +169,7 @@ class Run:
             return Run(place)
         for run in scan(self.path.parent):
             if run.identity == record.parent.run:
-                return run
+                return Run(run.path)
         raise UserError(
             f"{self.path}: its parent run '{record.parent.run}' is not at {place} "
             f"nor elsewhere in {self.path.parent}"
@@ -252,6 +201,16 @@ class Run:
         """The rows of metrics.jsonl; a last line cut by a crash is left out."""
         return [row for _, row in self._metric_lines()]
 
+    def newest_metrics(self, *names: str) -> dict[str, float]:
+        """The newest value of each that was measured, read from the end as far as it takes."""
+        found: dict[str, float] = {}
+        for line in _backwards(self.metrics_path):
+            row = json.loads(line)
+            found.update((n, row[n]) for n in names if n in row and n not in found)
+            if len(found) == len(names):
+                break
+        return found
+
     def rewind_metrics(self, step: int) -> None:
         """Forget what was measured after `step`, since it will be trained again."""
         if self.metrics_path.exists():
@@ -267,52 +226,49 @@ class Run:
                     yield line, json.loads(line)
 
 
-def new_record(
-    name: str,
-    *,
-    total: int,
-    overrides: Sequence[str] = (),
-    parent: Parent | None = None,
-    parent_dir: str | None = None,
-    parent_checkpoint: str | None = None,
-) -> Record:
-    """The record of a run that is about to be created."""
-    return Record(
-        id=f"{name}-{uuid.uuid4().hex[:8]}",
-        name=name,
-        parent=parent,
-        state="created",
-        created=now(),
-        step=parent.step if parent else 0,
-        total=total,
-        parent_dir=parent_dir,
-        parent_checkpoint=parent_checkpoint,
-        overrides=list(overrides),
-        git=provenance.git(),
-        versions=provenance.versions(),
-    )
+def _backwards(path: Path) -> Iterator[bytes]:
+    """The complete lines of a file, the last one first; none where there is no file."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        end, rest = file.seek(0, os.SEEK_END), b""
+        last = True
+        while end > 0:
+            begin = max(0, end - _BLOCK)
+            file.seek(begin)
+            rest, *lines = (file.read(end - begin) + rest).split(b"\n")
+            # Behind the last newline is nothing, or a line that a crash has cut.
+            yield from reversed(lines[:-1] if last else lines)
+            last, end = last and not lines, begin
+        if not last:
+            yield rest
 
 
-def scan(root: Path) -> list[Run]:
+class Seen(Run):
+    """A run as one look finds it: run.json and job.json are read when asked for, and then kept."""
+
+    @cached_property
+    def record(self) -> Record:
+        """run.json as it was at first sight."""
+        return super().record
+
+    @cached_property
+    def job(self) -> Job | None:
+        """job.json as it was at first sight."""
+        return super().job
+
+
+def scan(root: Path) -> list[Seen]:
     """The runs in `root` (itself, or folders in it), oldest first, unreadable ones last.
 
     Raises UserError when `root` is no folder.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    folders = [root, *sorted(p for p in root.iterdir() if not p.name.startswith("."))]
-    runs = [Run(p) for p in folders if Run.exists(p)]
+    folders = [root, *(p for p in root.iterdir() if not p.name.startswith("."))]
+    runs = [Seen(p) for p in folders if Run.exists(p)]
     return sorted(runs, key=lambda run: (run.identity is None, _created(run), run.path))
-
-
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _created(run: Run) -> str:
     return run.record.created if run.identity else ""
-
-
-def _encode(record: Record) -> str:
-    return json.dumps(asdict(record), indent=2) + "\n"

@@ -60,6 +60,11 @@ class World:
         """Whether this process writes the run directory."""
         return self.rank == 0
 
+    @property
+    def waits_for_devices(self) -> bool:
+        """Whether a collective that hangs leaves the main thread waiting for its device."""
+        return self.size > 1 and self.device.type == "cuda"
+
     def on_main(self, action: Callable[[], T]) -> T:
         """Run `action` on rank 0 and give its result, or its UserError, to every rank."""
         if self.size == 1:
@@ -167,7 +172,8 @@ def join(engine: EngineConfig) -> Iterator[World]:
             rank=rank,
             world_size=size,
         )
-        world = World(rank, layout, device, dist.new_group(timeout=_PATIENCE, backend="gloo"))
+        group = dist.new_group(timeout=_PATIENCE, backend="gloo", group_desc="io")
+        world = World(rank, layout, device, group)
     try:
         with _watched(rank):
             _check_devices(world)

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Debian packages that some tests need: a browser for the report, and Slurm with its accounting for
-# tests/slurm. Installs them where that is possible; elsewhere those tests say so and are skipped.
+# Debian packages that some tests need: a browser for the report, strace for a benchmark, and Slurm
+# with its accounting for tests/slurm. Installs them where that is possible; elsewhere those tests say so and are skipped.
 set -eu
 PATH=$PATH:/usr/sbin
 
 packages=
 command -v chromium >/dev/null 2>&1 || packages=chromium
+command -v strace >/dev/null 2>&1 || packages="$packages strace"
 for program in munged slurmctld slurmd sbatch slurmdbd mariadbd my_print_defaults; do
     command -v "$program" >/dev/null 2>&1 && continue
     packages="$packages munge slurmctld slurmd slurm-client slurmdbd"

@@ -15,7 +15,8 @@ from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import compose
 from llm_pretrain.engine.layout import Layout
 from llm_pretrain.model.transformer import Transformer
-from llm_pretrain.runs import Run, new_record
+from llm_pretrain.records import new_record
+from llm_pretrain.runs import Run
 from llm_pretrain.world import World
 from tests.checkpoint.states import meta
 from tests.support import ROOT

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from llm_pretrain import runs
 from llm_pretrain.branch.tree import tree
 from llm_pretrain.config.compose import compose
 from llm_pretrain.errors import UserError
-from llm_pretrain.runs import Parent, Run, new_record, scan
+from llm_pretrain.records import Parent, new_record
+from llm_pretrain.runs import Run, scan
 
 
 def make(place: Path, name: str = "a", parent: Parent | None = None) -> Run:
@@ -63,6 +65,24 @@ def test_metrics_survive_a_cut_line_and_are_rewound(tmp_path: Path) -> None:
     run.rewind_metrics(3)
     assert [row["step"] for row in run.metrics()] == [1, 2, 3]
     assert run.metrics_path.read_text().endswith("\n")
+
+
+def test_the_newest_metrics_are_those_of_the_last_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(tmp_path)
+    assert run.newest_metrics("step", "loss") == {}
+    run.append_metrics(
+        {"step": 1, "val_loss": 9.0}, *({"step": s, "loss": s} for s in range(2, 40))
+    )
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 40, "lo')
+    rows = run.metrics()
+    newest = {key: row[key] for row in rows for key in row}
+    for size in (1, 7, 64, 2**16):
+        monkeypatch.setattr(runs, "_BLOCK", size)
+        assert run.newest_metrics("step", "loss", "val_loss", "lr") == newest
+        assert run.newest_metrics("loss") == {"loss": 39}
 
 
 def test_pins(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from launch.preflight.facts import Finding
 from launch.preflight.verdict import exclude, judge, summary
 from llm_pretrain import atomic
 from llm_pretrain.errors import disk_reason
-from llm_pretrain.runs import now
+from llm_pretrain.records import now
 
 EXIT_UNFIT = 3
 """Exit code: some node, or the way that ranks were started, fails a check."""

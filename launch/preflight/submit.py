@@ -19,7 +19,7 @@ from launch.submit import CODE, JOBS, check_sbatch, sbatch
 from llm_pretrain import atomic
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import EXIT_FAILED, EXIT_OK
-from llm_pretrain.runs import Job, now
+from llm_pretrain.records import Job, now
 
 _LOOK_SECONDS = 2.0
 _SPARE_SECONDS = 300

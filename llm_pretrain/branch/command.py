@@ -8,15 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_pretrain.branch.plan import Branch
-from llm_pretrain.branch.reconcile import Row, Status, apply, compare, wanted
+from llm_pretrain.branch.reconcile import Look, Row, apply, compare, wanted
 from llm_pretrain.branch.watch import Watcher
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose_branch, override
 from llm_pretrain.config.rules import check_branch_spec
 from llm_pretrain.config.schema import BranchSpec
 from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean
-from llm_pretrain.runs import Run
-from llm_pretrain.schedule.schedule import schedule_of
+from llm_pretrain.runs import Run, Seen
 from llm_pretrain.train.start import launch_all
 
 _ACTIONS = ("plan", "apply", "watch")
@@ -43,9 +42,9 @@ def branch(arguments: Sequence[str]) -> int:
     branches, cluster = wanted(parent, _specs(parent, asked)), _cluster(parent, asked)
     if action == "watch":
         start = partial(launch_all, cluster=cluster)
-        watcher = Watcher(parent, branches, lambda: _look(parent, branches), start)
+        watcher = Watcher(parent, branches, lambda: look(parent, branches), start)
         return watcher.watch(seconds)
-    rows = compare(parent, branches, _look(parent, branches))
+    rows = compare(parent, branches, look(parent, branches))
     show(parent, rows)
     if action == "plan":
         return EXIT_OK
@@ -71,15 +70,15 @@ def _every(arguments: Sequence[str]) -> tuple[list[str], float]:
     return kept, seconds
 
 
-def _look(parent: Run, branches: Sequence[Branch]) -> Status:
-    """How runs stand; a scheduler is asked about those that were handed to it."""
-    runs = [parent, *(Run.open(b.path) for b in branches if Run.exists(b.path))]
-    jobs = [job for job in (run.job for run in runs) if job is not None]
+def look(parent: Run, branches: Sequence[Branch]) -> Look:
+    """What there is; a scheduler is asked about runs that were handed to it."""
+    runs = {branch.path: Seen(branch.path) for branch in branches if Run.exists(branch.path)}
+    jobs = [job for job in (run.job for run in (parent, *runs.values())) if job is not None]
     if not jobs:
-        return lambda run: run.status
+        return Look(runs, lambda run: run.status)
     from launch.queue import Queue  # noqa: PLC0415  (nothing of Slurm for local work)
 
-    return Queue.ask(jobs).status
+    return Look(runs, Queue.ask(jobs).status)
 
 
 def _specs(parent: Run, asked: BranchSpec) -> list[BranchSpec]:
@@ -112,7 +111,7 @@ def show(parent: Run, rows: Sequence[Row]) -> None:
             row.branch.path.name,
             str(row.branch.start),
             str(row.branch.end),
-            schedule_of(row.branch.config).phases[-1].kind,
+            row.branch.schedule.phases[-1].kind,
             row.status,
             {"none": "do nothing"}.get(row.action, row.action),
         )

@@ -3,15 +3,17 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from llm_pretrain.config.compose import override
-from llm_pretrain.config.diff import differences, trajectory
-from llm_pretrain.config.schema import BranchSpec, CooldownConfig, Segment, TrainConfig
+from llm_pretrain.config.diff import differences, fingerprint, own_trajectory, trajectory
+from llm_pretrain.config.schedule import CooldownConfig
+from llm_pretrain.config.schema import BranchSpec, RunConfig, Segment, TrainConfig
 from llm_pretrain.duration import Duration, steps
 from llm_pretrain.errors import UserError
 from llm_pretrain.schedule.clock import TokenClock
-from llm_pretrain.schedule.schedule import clock_of, schedule_of
+from llm_pretrain.schedule.schedule import Schedule, clock_of, schedule_of
 
 _FIXED = {
     "model": "the parent's parameters have its shape",
@@ -35,10 +37,14 @@ class Branch:
     """Last step of the branch."""
     config: TrainConfig
     overrides: tuple[str, ...]
+    schedule: Schedule
+    """Of `config`."""
+    trajectory: str
+    """Fingerprint of what else decides its parameters, as runs note it."""
     problem: str | None = None
     """Why it can never start, if it cannot."""
 
-    @property
+    @cached_property
     def path(self) -> Path:
         """Its run directory."""
         return Path(self.config.run.dir)
@@ -74,25 +80,95 @@ def expand(origin: Origin, spec: BranchSpec) -> list[Branch]:
     Raises UserError when an override touches what cannot change, or the lengths do not fit.
     """
     _refuse_fixed(spec.overrides)
-    parent, path = origin.config, origin.path
+    parent = origin.config
     changed = override(parent, spec.overrides)
     if changed.data.tokenizer != parent.data.tokenizer:
         raise UserError(f"data.tokenizer: a branch cannot change it; {_FIXED['data.tokenizer']}")
-    branches = []
-    for start, end in _points(parent, changed, spec):
-        until = schedule_of(parent).total
-        if start <= until:
-            branches.append(_branch(origin, changed, spec, start, end))
-            continue
+    family = _Family.of(origin, changed, spec)
+    return [family.branch(start, end) for start, end in _points(parent, changed, spec)]
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What the branches of a spec have in common, so that a thousand cost little more than one."""
+
+    origin: Origin
+    spec: BranchSpec
+    changed: TrainConfig
+    """The parent's config with the overrides."""
+    clock: TokenClock
+    """The parent's."""
+    schedule: Schedule
+    """The parent's."""
+    trajectory: str
+    ending: str
+    """The part of the names behind the steps: shape, and a hash of what else differs."""
+
+    @classmethod
+    def of(cls, origin: Origin, changed: TrainConfig, spec: BranchSpec) -> "_Family":
+        """The branches that have the config `changed`, but for what depends on their steps."""
+        parent = origin.config
+        return cls(
+            origin,
+            spec,
+            changed,
+            clock_of(parent),
+            schedule_of(parent),
+            fingerprint(own_trajectory(changed)),
+            _ending(parent, changed, spec),
+        )
+
+    def branch(self, start: int, end: int | None) -> Branch:
+        """The one from `start` to `end`; None: to where its schedule ends."""
+        if start > self.schedule.total:
+            return self._beyond(start, end or start)
+        draft = self._draft(start, end)
+        schedule = schedule_of(draft)
+        config = replace(draft, run=self._place(start, schedule.total))
+        return self._made(start, schedule.total, config, schedule)
+
+    def _draft(self, start: int, end: int | None) -> TrainConfig:
+        """Its config, yet without a name."""
+        parent, changed, spec = self.origin.config, self.changed, self.spec
+        segment = Segment(
+            run=self.origin.id,
+            until=start,
+            lr=parent.optimizer.lr,
+            schedule=parent.schedule,
+            data=parent.data,
+        )
+        cooldown = CooldownConfig(shape=spec.cooldown.shape, floor=spec.cooldown.floor)
+        schedule = replace(changed.schedule, cooldown=cooldown)
+        if end is not None:
+            asked = [o for o in spec.overrides if o.startswith("schedule.total=")]
+            last = end
+            if asked and spec.at:
+                last = _clock_from(self.clock, changed, start).point(changed.schedule.total)
+            cooldown = replace(cooldown, length=steps(end - start))
+            schedule = replace(schedule, total=steps(last), cooldown=cooldown)
+        return replace(changed, schedule=schedule, past=[*parent.past, segment], plan=[])
+
+    def _beyond(self, start: int, end: int) -> Branch:
+        """One that the parent is too short for."""
+        path = self.origin.path
         problem = (
-            f"{path} ends at step {until}, before {start}; prolong it: "
+            f"{path} ends at step {self.schedule.total}, before {start}; prolong it: "
             f'llm-pretrain train resume={path} "schedule.total={start} steps"'
         )
-        name = _name(origin, changed, start, end or start, spec)
-        place = replace(parent.run, name=name, dir=str(path.with_name(name)))
-        missing = replace(changed, run=place)
-        branches.append(Branch(start, end or start, missing, tuple(spec.overrides), problem))
-    return branches
+        config = replace(self.changed, run=self._place(start, end))
+        return self._made(start, end, config, schedule_of(config), problem)
+
+    def _made(
+        self, start: int, end: int, config: TrainConfig, rates: Schedule, problem: str | None = None
+    ) -> Branch:
+        overrides = tuple(self.spec.overrides)
+        return Branch(start, end, config, overrides, rates, self.trajectory, problem)
+
+    def _place(self, start: int, end: int) -> RunConfig:
+        """Name and directory, which two branches share exactly when they are the same."""
+        path = self.origin.path
+        name = f"{path.name}.{start}-{end}.{self.ending}"
+        return replace(self.origin.config.run, name=name, dir=str(path.with_name(name)))
 
 
 def _points(
@@ -153,42 +229,14 @@ def _end(start: int, cooldown: CooldownConfig, clock: TokenClock) -> int | None:
     return end
 
 
-def _branch(
-    origin: Origin, changed: TrainConfig, spec: BranchSpec, start: int, end: int | None
-) -> Branch:
-    parent = origin.config
-    segment = Segment(
-        run=origin.id,
-        until=start,
-        lr=parent.optimizer.lr,
-        schedule=parent.schedule,
-        data=parent.data,
-    )
-    cooldown = CooldownConfig(shape=spec.cooldown.shape, floor=spec.cooldown.floor)
-    schedule = replace(changed.schedule, cooldown=cooldown)
-    if end is not None:
-        asked = [o for o in spec.overrides if o.startswith("schedule.total=")]
-        last = end
-        if asked and spec.at:
-            last = _clock_from(clock_of(parent), changed, start).point(changed.schedule.total)
-        cooldown = replace(cooldown, length=steps(end - start))
-        schedule = replace(schedule, total=steps(last), cooldown=cooldown)
-    draft = replace(changed, schedule=schedule, past=[*parent.past, segment], plan=[])
-    total = schedule_of(draft).total
-    name = _name(origin, changed, start, total, spec)
-    place = replace(parent.run, name=name, dir=str(origin.path.with_name(name)))
-    return Branch(start, total, replace(draft, run=place), tuple(spec.overrides))
-
-
-def _name(origin: Origin, changed: TrainConfig, start: int, end: int, spec: BranchSpec) -> str:
-    """A name that two branches share exactly when they are the same."""
+def _ending(parent: TrainConfig, changed: TrainConfig, spec: BranchSpec) -> str:
     cooled = spec.cooldown.length != steps(0)
-    shape = spec.cooldown.shape if cooled else "constant"
-    extras = differences(trajectory(origin.config), trajectory(changed))
+    extras = differences(trajectory(parent), trajectory(changed))
     if spec.cooldown.floor and cooled:
         extras.append(f"floor={spec.cooldown.floor}")
     digest = hashlib.sha256("\n".join(extras).encode()).hexdigest()[:6]
-    return f"{origin.path.name}.{start}-{end}.{shape}" + (f".{digest}" if extras else "")
+    shape = spec.cooldown.shape if cooled else "constant"
+    return f"{shape}.{digest}" if extras else shape
 
 
 def _refuse_fixed(overrides: Sequence[str]) -> None:

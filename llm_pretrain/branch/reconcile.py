@@ -1,15 +1,19 @@
 """Compare the branches that should exist with the run directories; start what is missing."""
 
+import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from llm_pretrain.branch.plan import Branch, Origin, expand
 from llm_pretrain.checkpoint.store import CheckpointStore, describe_steps
-from llm_pretrain.config.diff import differences, trajectory
+from llm_pretrain.config.diff import differences, own_trajectory
 from llm_pretrain.config.schema import BranchSpec
 from llm_pretrain.errors import UserError
-from llm_pretrain.runs import Parent, Run, new_record
+from llm_pretrain.provenance import Code
+from llm_pretrain.records import Parent, new_record
+from llm_pretrain.runs import Run, Seen
 from llm_pretrain.schedule.schedule import schedule_of
 
 Action = Literal["none", "start", "continue", "wait", "impossible"]
@@ -31,6 +35,15 @@ Status = Callable[[Run], str]
 """How a run stands; the caller may know more of it than its directory says."""
 
 
+@dataclass(frozen=True)
+class Look:
+    """What there is of branches at one time; no file is read twice for it."""
+
+    runs: dict[Path, Seen]
+    """Those that have a directory, by its path."""
+    status: Status
+
+
 def wanted(parent: Run, specs: Sequence[BranchSpec]) -> list[Branch]:
     """The branches in the order of the specs; the same one asked for twice is there once."""
     origin = Origin(parent.config, parent.record.id, parent.path)
@@ -41,10 +54,17 @@ def wanted(parent: Run, specs: Sequence[BranchSpec]) -> list[Branch]:
     return list(branches.values())
 
 
-def compare(parent: Run, branches: Sequence[Branch], status: Status) -> list[Row]:
+def compare(parent: Run, branches: Sequence[Branch], look: Look) -> list[Row]:
     """One row a branch: how it stands, and what `apply` would do about it."""
-    steps = CheckpointStore(parent.checkpoints).steps()
-    return [_row(parent, steps, branch, status) for branch in branches]
+    steps, record = CheckpointStore(parent.checkpoints).steps(), parent.record
+    rows = []
+    for branch in branches:
+        run = look.runs.get(branch.path)
+        if run is None:
+            rows.append(_missing(parent, record.begin, steps, branch))
+        else:
+            rows.append(_existing(run, Parent(record.id, branch.start), branch, look.status))
+    return rows
 
 
 def apply(parent: Run, rows: Sequence[Row]) -> list[Run]:
@@ -67,26 +87,26 @@ def apply(parent: Run, rows: Sequence[Row]) -> list[Run]:
         for branch in pinned:
             parent.unpin(branch.start, branch.path.name)
         raise
-    for branch in starting:
-        _create(parent, store, branch)
+    if starting:
+        _create(parent, starting, store)
     return [Run.open(r.branch.path) for r in rows if r.action in ("start", "continue")]
 
 
-def _row(parent: Run, steps: list[int], branch: Branch, status: Status) -> Row:
-    if Run.exists(branch.path):
-        return _existing(parent, branch, status)
+def _missing(parent: Run, begin: int, steps: list[int], branch: Branch) -> Row:
+    """`begin`: the parent's first step. `steps`: of its checkpoints, ascending."""
     if branch.problem:
         return Row(branch, "missing", "impossible", branch.problem)
-    if branch.start in steps:
+    place = bisect.bisect_left(steps, branch.start)
+    if steps[place : place + 1] == [branch.start]:
         return Row(branch, "missing", "start")
-    if branch.start <= parent.begin:
+    if branch.start <= begin:
         return Row(
             branch,
             "missing",
             "impossible",
-            f"{parent.path} begins at step {parent.begin}; branch from its parent instead",
+            f"{parent.path} begins at step {begin}; branch from its parent instead",
         )
-    reached = max([parent.begin, *steps])
+    reached = max([begin, *steps[-1:]])
     nearest = describe_steps(steps, near=branch.start)
     if branch.start > reached:
         reason = f"{parent.path} is at step {reached}, not yet at {branch.start}; {nearest}"
@@ -95,31 +115,39 @@ def _row(parent: Run, steps: list[int], branch: Branch, status: Status) -> Row:
     return Row(branch, "missing", "impossible", reason)
 
 
-def _existing(parent: Run, branch: Branch, status: Status) -> Row:
-    run = Run.open(branch.path)
-    # The parent's own config may have changed since in ways that leave its past as it is, such as
-    # a later end; the ancestors are compared by id, step and schedule.
-    plain = {"past": None}
-    changed = differences(trajectory(run.config) | plain, trajectory(branch.config) | plain)
-    same_schedule = schedule_of(run.config) == schedule_of(branch.config)
-    if run.record.parent != Parent(parent.record.id, branch.start) or changed or not same_schedule:
+def _existing(run: Seen, link: Parent, branch: Branch, status: Status) -> Row:
+    changed = _differences(run, branch)
+    if changed or run.record.parent != link:
         reason = f"{branch.path} is another run; move it away ({'; '.join(changed) or 'lineage'})"
         return Row(branch, "taken", "impossible", reason)
     word = status(run)
     return Row(branch, word, "none" if word in UNDER_WAY else "continue")
 
 
+def _differences(run: Seen, branch: Branch) -> list[str]:
+    """How a run differs from the branch in whose place it is, but for its parent."""
+    noted, meant = run.fingerprints, (branch.trajectory, branch.schedule.fingerprint())
+    if noted and (noted.trajectory, noted.schedule) == meant:
+        return []
+    # Others are not always of another run, but it takes the configs to tell.
+    changed = differences(own_trajectory(run.config), own_trajectory(branch.config))
+    return changed or ([] if schedule_of(run.config) == branch.schedule else ["lineage"])
+
+
 def _hopeless(row: Row) -> bool:
     return row.action == "impossible"
 
 
-def _create(parent: Run, store: CheckpointStore, branch: Branch) -> None:
-    record = new_record(
-        branch.path.name,
-        total=branch.end,
-        overrides=branch.overrides,
-        parent=Parent(parent.record.id, branch.start),
-        parent_dir=f"../{parent.path.name}",
-        parent_checkpoint=store.identity(branch.start),
-    )
-    Run.create(branch.config, record, parent.tokenizer_path)
+def _create(parent: Run, branches: Sequence[Branch], store: CheckpointStore) -> None:
+    link, code = parent.record.id, Code.current()
+    for branch in branches:
+        record = new_record(
+            branch.path.name,
+            total=branch.end,
+            overrides=branch.overrides,
+            parent=Parent(link, branch.start),
+            parent_dir=f"../{parent.path.name}",
+            parent_checkpoint=store.identity(branch.start),
+            code=code,
+        )
+        Run.create(branch.config, record, parent.tokenizer_path)

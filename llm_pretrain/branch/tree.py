@@ -3,14 +3,13 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
 from llm_pretrain.errors import EXIT_OK, UserError
-from llm_pretrain.runs import Run, scan
+from llm_pretrain.runs import Run, Seen, scan
 
 
 def tree(arguments: Sequence[str]) -> int:
@@ -27,7 +26,7 @@ def tree(arguments: Sequence[str]) -> int:
     return EXIT_OK
 
 
-def named_runs(command: str, arguments: Sequence[str]) -> tuple[Path, list[Run]]:
+def named_runs(command: str, arguments: Sequence[str]) -> tuple[Path, list[Seen]]:
     """The folder that is a command's only argument, and the runs in it.
 
     Raises UserError when it is not that, or holds no run.
@@ -51,21 +50,12 @@ def _grow(node: Tree, children: dict[str | None, list[Run]], of: str | None) -> 
 
 def describe(run: Run) -> str:
     """A run in one line: name, origin, state, step, losses."""
-    record, rows = run.record, run.metrics()
-    step = rows[-1]["step"] if rows else record.step
+    record, measured = run.record, run.newest_metrics("step", "loss", "val_loss")
     parts = [record.name]
     if record.parent:
         parts.append(f"from step {record.parent.step}")
-    parts += [run.status, f"step {step}/{record.total}"]
-    for key in ("loss", "val_loss"):
-        value = last_value(rows, key)
-        if value is not None:
-            parts.append(f"{key} {value:.4f}")
+    parts += [run.status, f"step {measured.get('step', record.step)}/{record.total}"]
+    parts += [f"{key} {measured[key]:.4f}" for key in ("loss", "val_loss") if key in measured]
     if record.reason:
         parts.append(record.reason.splitlines()[0])
     return "  ".join(parts)
-
-
-def last_value(rows: Sequence[dict[str, Any]], key: str) -> float | None:
-    """The newest value of a metric, or None."""
-    return next((float(row[key]) for row in reversed(rows) if key in row), None)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from llm_pretrain.branch.plan import Branch
-from llm_pretrain.branch.reconcile import Row, Status, apply, compare
+from llm_pretrain.branch.reconcile import Look, Row, apply, compare
 from llm_pretrain.errors import EXIT_FAILED, EXIT_OK, UserError
 from llm_pretrain.runs import Run
 
@@ -23,7 +23,7 @@ class Watcher:
         self,
         parent: Run,
         branches: Sequence[Branch],
-        look: Callable[[], Status],
+        look: Callable[[], Look],
         launch: Callable[[Sequence[Run]], int],
     ) -> None:
         """`look`: asks the scheduler once. `launch`: starts runs, or hands them over."""
@@ -45,10 +45,10 @@ class Watcher:
 
     def round(self) -> tuple[list[Row], bool]:
         """One look, and the branches that it starts; whether there is nothing to wait for."""
-        status = self._look()
+        look = self._look()
         # The parent first: what it saves before it ends is there when its branches are compared.
-        ended = status(self._parent) in ("finished", "failed")
-        rows = compare(self._parent, self._branches, status)
+        ended = look.status(self._parent) in ("finished", "failed")
+        rows = compare(self._parent, self._branches, look)
         due = [row for row in rows if row.action in ("start", "continue") and not _failed(row)]
         for row in rows:
             self._say(row.branch.path.name, _line(row))

@@ -1,6 +1,8 @@
 """The checkpoints of one run: find, verify, publish, delete. Imports no torch."""
 
+import bisect
 import json
+import os
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -52,9 +54,12 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending; their contents are not verified."""
-        if not self.root.is_dir():
+        try:
+            # A listing says which entries are folders; to ask for each would be a request each.
+            with os.scandir(self.root) as entries:
+                found = [_NAME.fullmatch(entry.name) for entry in entries if entry.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        found = (_NAME.fullmatch(p.name) for p in self.root.iterdir() if p.is_dir())
         return sorted(int(match[1]) for match in found if match)
 
     def has(self, step: int) -> bool:
@@ -121,11 +126,11 @@ class CheckpointStore:
 
 
 def describe_steps(steps: list[int], near: int | None = None) -> str:
-    """The steps that exist, or the nearest to `near`, for a message."""
+    """The steps that exist (ascending), or the nearest to `near`, for a message."""
     if not steps:
         return "the run has no checkpoint yet"
     if near is None:
         return f"there are checkpoints at {', '.join(map(str, steps))}"
-    below = [s for s in steps if s < near][-1:]
-    above = [s for s in steps if s > near][:1]
-    return f"the nearest are at {' and '.join(map(str, below + above))}"
+    below, above = bisect.bisect_left(steps, near), bisect.bisect_right(steps, near)
+    nearest = steps[max(0, below - 1) : below] + steps[above : above + 1]
+    return f"the nearest are at {' and '.join(map(str, nearest))}"

@@ -27,6 +27,10 @@ from llm_pretrain.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
+# libyaml where PyYAML was built with it: the same result, ten times as fast.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
 
 def conf_dir() -> Path:
     """The shipped configuration: inside the package in a wheel, beside it in a checkout."""
@@ -98,7 +102,7 @@ def build(cls: type[T], data: dict[str, Any]) -> T:
 def read(path: Path) -> schema.TrainConfig:
     """A run's config.yaml. Raises UserError when it is unreadable."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), _Loader)
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a run's config ({error})") from error
     return build_train(data)
@@ -106,7 +110,8 @@ def read(path: Path) -> schema.TrainConfig:
 
 def dump(config: schema.TrainConfig) -> str:
     """The text of config.yaml; `read` gives the same config back."""
-    return yaml.safe_dump(schema.to_dict(config), sort_keys=False, width=100)
+    text: str = yaml.dump(schema.to_dict(config), Dumper=_Dumper, sort_keys=False, width=100)
+    return text
 
 
 def check_overrides(

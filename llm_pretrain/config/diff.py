@@ -11,11 +11,12 @@ _OPERATIONAL = (
     *("run.name", "run.root", "run.dir", "engine", "cluster", "logger", "eval", "checkpoint"),
     *("plan", "resume", "data.cache", "data.workers", "data.micro_batch"),
 )
+_OPERATIONAL_PREFIXES = tuple(f"{group}." for group in _OPERATIONAL)
 
 
 def operational(name: str) -> bool:
     """Whether a field leaves every update as it is: where and how the run is executed."""
-    return any(_within(name, group) for group in _OPERATIONAL)
+    return f"{name}.".startswith(_OPERATIONAL_PREFIXES)
 
 
 def trajectory(config: TrainConfig) -> dict[str, Any]:
@@ -24,12 +25,19 @@ def trajectory(config: TrainConfig) -> dict[str, Any]:
     Without the schedule, which is compared by what it does.
     """
     flat = all_fields(config)
-    return {n: v for n, v in flat.items() if not operational(n) and not _within(n, "schedule")}
+    return {
+        n: v for n, v in flat.items() if not operational(n) and not f"{n}.".startswith("schedule.")
+    }
 
 
-def fingerprint(config: TrainConfig) -> str:
-    """A hash that two configs share exactly when their trajectories are the same."""
-    return hashlib.sha256(json.dumps(trajectory(config), sort_keys=True).encode()).hexdigest()[:16]
+def own_trajectory(config: TrainConfig) -> dict[str, Any]:
+    """The same without the ancestors, whose configs may change in ways that leave their past."""
+    return {name: value for name, value in trajectory(config).items() if name != "past"}
+
+
+def fingerprint(trajectory: dict[str, Any]) -> str:
+    """A hash that two trajectories share exactly when they are the same."""
+    return hashlib.sha256(json.dumps(trajectory, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -45,10 +53,6 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def all_fields(config: TrainConfig) -> dict[str, Any]:
     """Every field of a config, flat."""
     return dict(_flatten(to_dict(config)))
-
-
-def _within(name: str, group: str) -> bool:
-    return name == group or name.startswith(f"{group}.")
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ from llm_pretrain.config.schema import BranchSpec, TrainConfig
 from llm_pretrain.duration import Duration
 from llm_pretrain.engine.layout import check_engine
 from llm_pretrain.errors import UserError
+from llm_pretrain.schedule.build import check_cooldown, check_schedule
 from llm_pretrain.schedule.schedule import schedule_of
 
 
@@ -18,6 +19,7 @@ def check(config: TrainConfig) -> None:
     _check_model(config)
     _check_batch(config)
     check_engine(config)
+    check_schedule(config.schedule)
     schedule_of(config)
     if config.logger.every.amount <= 0:
         raise UserError(f"logger.every: '{config.logger.every}' never logs; use at least 1 step")
@@ -43,8 +45,7 @@ def check_branch_spec(spec: BranchSpec, name: str) -> None:
         )
     if length == "rest":
         raise UserError(f"{name}.cooldown.length: 'rest' is for whole runs; use steps, tokens or %")
-    if spec.cooldown.shape == "exponential" and spec.cooldown.floor <= 0:
-        raise UserError(f"{name}.cooldown.floor: 'exponential' needs a floor above 0, such as 0.01")
+    check_cooldown(spec.cooldown, f"{name}.cooldown")
 
 
 def _check_model(config: TrainConfig) -> None:

@@ -9,10 +9,9 @@ from pydantic.dataclasses import dataclass
 
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.data import DataConfig
-from llm_pretrain.config.fields import RULES, Fraction01, NonNegative, Positive, PositiveFloat
+from llm_pretrain.config.fields import RULES, NonNegative, Positive, PositiveFloat
+from llm_pretrain.config.schedule import CooldownConfig, ScheduleConfig
 from llm_pretrain.duration import Duration, steps
-
-Shape = Literal["linear", "1-sqrt", "cosine", "mirror-cosine", "square", "exponential"]
 
 
 @dataclass(config=RULES)
@@ -80,32 +79,6 @@ class OptimizerConfig:
     an untied head only; never on embeddings or norms."""
     grad_clip: NonNegative = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
-
-
-@dataclass(config=RULES)
-class CooldownConfig:
-    """The decay at the end of a run."""
-
-    length: Duration | Literal["rest"] = steps(0)
-    """"0 steps": none. "20%": of the whole run, as in the paper, rounded down to steps.
-    "rest": everything after warmup, which makes cosine and linear schedules."""
-    shape: Shape = "1-sqrt"
-    """How the multiplier falls from its value at the start of the cooldown to `floor`."""
-    floor: Fraction01 = 0.0
-    """Multiplier reached when the run ends. "exponential" needs more than 0."""
-
-
-@dataclass(config=RULES)
-class ScheduleConfig:
-    """Warmup, constant, cooldown. Cosine and linear are a cooldown over the rest of the run."""
-
-    total: Duration = steps(1000)
-    """Length of the run, from step 0 of its oldest ancestor, in steps or tokens."""
-    warmup: Duration = steps(0)
-    """Linear warmup, counted in `total`; "2%" is of `total`."""
-    warmup_from: Fraction01 = 0.01
-    """Multiplier of the first warmup update."""
-    cooldown: CooldownConfig = field(default_factory=CooldownConfig)
 
 
 @dataclass(config=RULES)

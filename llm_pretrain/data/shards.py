@@ -135,12 +135,12 @@ class TokenStream:
     def _map(self, shard: int) -> Array:
         if shard not in self._maps:
             path = self._paths[shard]
-            # An empty file cannot be mapped. A plain view slices ten times faster than np.memmap.
-            self._maps[shard] = (
-                np.memmap(path, self.dtype, "r").view(np.ndarray)
-                if self.shards[path]
-                else np.empty(0, self.dtype)
-            )
+            self._maps[shard] = np.empty(0, self.dtype)
+            if self.shards[path]:  # an empty file cannot be mapped
+                # Opened here: given a path, numpy looks at every folder above it. A plain view
+                # slices ten times faster than np.memmap.
+                with path.open("rb") as file:
+                    self._maps[shard] = np.memmap(file, self.dtype, "r").view(np.ndarray)
         return self._maps[shard]
 
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -12,6 +10,7 @@ from llm_pretrain.config.arguments import compose_only, split_arguments
 from llm_pretrain.config.compose import compose
 from llm_pretrain.errors import EXIT_OK
 from llm_pretrain.estimate.ranks import ranks_of
+from llm_pretrain.terminal import write
 
 _PIPE_WIDTH = 120
 EXIT_DOES_NOT_FIT = 3
@@ -44,15 +43,5 @@ def estimate(arguments: Sequence[str]) -> int:
         with console.capture() as captured:
             show(found, config, console)
         text = captured.get()
-    _write(text)
+    write(text)
     return EXIT_DOES_NOT_FIT if found.shortages else EXIT_OK
-
-
-def _write(text: str) -> None:
-    """Print; a reader who leaves before the end, such as `head`, has what it wanted."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python would try the rest once more when it exits, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

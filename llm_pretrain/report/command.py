@@ -9,12 +9,12 @@ from rich.table import Table
 
 from llm_pretrain import atomic
 from llm_pretrain.errors import EXIT_OK, UserError
+from llm_pretrain.records import now
 from llm_pretrain.report import words
 from llm_pretrain.report.analysis import Gain, gains
 from llm_pretrain.report.collect import Collection, collect
 from llm_pretrain.report.data import RunData
 from llm_pretrain.report.page import render
-from llm_pretrain.runs import now
 
 _USAGE = """usage: llm-pretrain report RUNS [output=PATH]
 

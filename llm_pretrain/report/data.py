@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.runs import Record
+from llm_pretrain.records import Record
 from llm_pretrain.schedule.clock import TokenClock
 from llm_pretrain.schedule.schedule import Schedule, clock_of, schedule_of
 
@@ -84,8 +84,8 @@ class RunData:
     @property
     def steady_until(self) -> int:
         """The step at which its cooldown starts, or its end when it has none."""
-        last = self.schedule.phases[-1]
-        return last.start if last.kind == "cooldown" else self.total
+        cooldown = self.schedule.cooldown
+        return cooldown.start if cooldown else self.total
 
     @property
     def steady(self) -> bool:
@@ -96,7 +96,7 @@ class RunData:
     @property
     def kind(self) -> Kind:
         """trunk: from step 0, no cooldown; scratch: from step 0 with one; else a branch."""
-        cools = self.schedule.phases[-1].kind == "cooldown"
+        cools = self.schedule.cooldown is not None
         if self.record.parent is None:
             return "scratch" if cools else "trunk"
         return "cooldown" if cools else "branch"

@@ -3,7 +3,9 @@
 import shlex
 
 from llm_pretrain.report.data import RunData
-from llm_pretrain.schedule.schedule import cooldown_length
+from llm_pretrain.schedule.build import cooldown_length
+
+_OF_THE_SHAPE = ("floor", "exponent", "half_life")
 
 
 def command(run: RunData) -> str:
@@ -24,8 +26,10 @@ def arguments(run: RunData) -> list[str]:
     asked = [f"at=[{run.begin} steps]", f"cooldown.length={length} steps"]
     if length:
         asked.append(f"cooldown.shape={cooldown.shape}")
-    if length and cooldown.floor:
-        asked.append(f"cooldown.floor={cooldown.floor}")
+        values = ((name, getattr(cooldown, name)) for name in _OF_THE_SHAPE)
+        asked += [f"cooldown.{name}={value}" for name, value in values if value]
+        if hold := run.clock.length(cooldown.hold, run.total):
+            asked.append(f"cooldown.hold={hold} steps")
     place = run.parent.path if run.parent else run.path.with_name("PARENT")
     return ["branch", "apply", f"parent={place}", *asked, *run.record.overrides]
 

@@ -5,40 +5,15 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from llm_pretrain.config.schema import CooldownConfig, ScheduleConfig, TrainConfig
-from llm_pretrain.duration import Duration
-from llm_pretrain.errors import UserError
+import numpy as np
+
+from llm_pretrain.config.schedule import ScheduleConfig
+from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.schedule.build import Start, phases_of
 from llm_pretrain.schedule.clock import TokenClock
-from llm_pretrain.schedule.shapes import interpolate
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of the schedule; update u in it has progress p = (u - start) / length.
-
-    The multiplier goes from `first` (at p = 0) towards `last`, which the update after the phase
-    would have.
-    """
-
-    kind: Literal["warmup", "constant", "cooldown"]
-    start: int
-    length: int
-    first: float
-    last: float
-    shape: str
-    peak: float
-    """Learning rate that the multiplier multiplies."""
-
-    @property
-    def end(self) -> int:
-        """First step after the phase."""
-        return self.start + self.length
-
-    def multiplier(self, step: int) -> float:
-        """The multiplier of the 0-based update `step`, also when the phase was cut short."""
-        return interpolate(self.shape, self.first, self.last, (step - self.start) / self.length)
+from llm_pretrain.schedule.phase import Array, Phase
 
 
 @dataclass(frozen=True)
@@ -67,10 +42,24 @@ class Schedule:
         phase = self.phase_at(step)
         return phase.peak * phase.multiplier(step)
 
+    def rates(self) -> Array:
+        """The learning rate of every update: float64 of shape (total,)."""
+        parts = [
+            phase.peak * phase.multipliers(cut)
+            for phase, cut in zip(self.phases, self.cuts, strict=True)
+        ]
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    @property
+    def cooldown(self) -> Phase | None:
+        """The cooldown in which the run ends, if it does."""
+        ends = [phase for phase in self.phases[-2:] if phase.kind != "hold"]
+        return ends[-1] if ends and ends[-1].kind == "cooldown" else None
+
     def until(self, step: int) -> "Schedule":
         """The history before `step`; equal for two schedules that differ only later."""
         kept = [
-            (_cut_constant(p, min(cut, step)), min(cut, step))
+            (_cut_open(p, min(cut, step)), min(cut, step))
             for p, cut in zip(self.phases, self.cuts, strict=True)
             if p.start < step
         ]
@@ -81,11 +70,16 @@ class Schedule:
         parts = []
         for phase, cut in zip(self.phases, self.cuts, strict=True):
             text = f"{phase.kind} {phase.start}-{cut}"
-            if phase.kind == "constant":
+            if phase.kind in ("constant", "hold"):
                 text += f" at {phase.peak * phase.first:g}"
+            elif phase.kind == "curve":
+                text += f" {phase.shape} at {phase.peak:g}"
             elif phase.kind == "cooldown":
-                text += f" {phase.shape} to {phase.peak * phase.last:g}"
+                shape = f"power {phase.parameter:g}" if phase.shape == "power" else phase.shape
+                text += f" {shape} to {phase.peak * phase.last:g}"
                 text += f" by {phase.end}" if phase.end != cut else ""
+            elif phase.kind != "warmup":
+                text += f" to {phase.peak * phase.last:g}"
             parts.append(text)
         return ", ".join(parts)
 
@@ -99,14 +93,14 @@ class Schedule:
         return cls(tuple(Phase(**phase) for phase in data["phases"]), tuple(data["cuts"]))
 
     def prolongs(self, old: "Schedule") -> bool:
-        """Whether this is `old` with only the end of its constant phase moved.
+        """Whether this is `old` with only the end of its last phase moved.
 
         True for a trunk that is to end elsewhere; never once a cooldown is involved.
         """
         mine, theirs = self.phases[-1], old.phases[-1]
         return (
             (self.phases[:-1], self.cuts[:-1]) == (old.phases[:-1], old.cuts[:-1])
-            and mine.kind == "constant"
+            and mine.open
             and replace(mine, length=theirs.length) == theirs
         )
 
@@ -138,48 +132,17 @@ def schedule_of(config: TrainConfig) -> Schedule:
     return _append(history, config.schedule, config.optimizer.lr, clock)
 
 
-def cooldown_length(cooldown: CooldownConfig, clock: TokenClock, total: int, earliest: int) -> int:
-    """Steps of a cooldown in a run of `total` steps; "rest" begins at step `earliest`."""
-    if cooldown.length == "rest":
-        return total - earliest
-    return clock.length(cooldown.length, total)
-
-
 def _append(past: Schedule, config: ScheduleConfig, lr: float, clock: TokenClock) -> Schedule:
     """`past` followed by the phases of `config`. A run with a past has had its warmup."""
-    total = _point("schedule.total", config.total, clock)
     begin = past.total
-    level = past.multiplier(begin) if past.phases else 1.0
-    if level <= 0:
-        raise UserError(f"at: the parent's learning rate is 0 at step {begin}; branch earlier")
-    warmup = 0 if past.phases else clock.length(config.warmup, total)
-    if total <= begin:
-        raise UserError(f"schedule.total: {config.total} ends at step {total}; needs > {begin}")
-    if warmup > total:
-        raise UserError(
-            f"schedule.warmup: '{config.warmup}' is {warmup} steps, longer than the run of "
-            f"{total} steps (schedule.total={config.total}); use at most {total} steps"
-        )
-    ready = begin + warmup
-    cooldown = cooldown_length(config.cooldown, clock, total, ready)
-    if cooldown > total - ready:
-        raise UserError(
-            f"schedule.cooldown.length: '{config.cooldown.length}' is {cooldown} steps, longer "
-            f"than the {total - ready} steps of the run after step {ready}; "
-            f"use at most {total - ready} steps or a longer schedule.total"
-        )
-    _check_shape(config.cooldown, level)
-    floor = config.cooldown.floor
-    phases = [
-        Phase("warmup", begin, warmup, config.warmup_from, 1.0, "linear", lr),
-        Phase("constant", ready, total - cooldown - ready, level, level, "linear", lr),
-        Phase("cooldown", total - cooldown, cooldown, level, floor, config.cooldown.shape, lr),
-    ]
-    return _join(past, [phase for phase in phases if phase.length > 0])
+    start = Start()
+    if past.phases:
+        start = Start(begin, past.multiplier(begin), past.lr(begin), past.phases[-1])
+    return _join(past, phases_of(config, lr, clock, start))
 
 
 def _join(past: Schedule, phases: Sequence[Phase]) -> Schedule:
-    """Append phases, growing a constant phase that merely goes on."""
+    """Append phases, growing one that merely goes on."""
     before, cuts = list(past.phases), list(past.cuts)
     for phase in phases:
         if before and _continues(before[-1], phase):
@@ -191,30 +154,12 @@ def _join(past: Schedule, phases: Sequence[Phase]) -> Schedule:
     return Schedule(tuple(before), tuple(cuts))
 
 
-def _cut_constant(phase: Phase, cut: int) -> Phase:
-    """A constant phase that ends at `cut`: what it was to be later has no effect on its rates."""
-    return replace(phase, length=cut - phase.start) if phase.kind == "constant" else phase
+def _cut_open(phase: Phase, cut: int) -> Phase:
+    """An open phase that ends at `cut`: what it was to be later has no effect on its rates."""
+    return replace(phase, length=cut - phase.start) if phase.open else phase
 
 
 def _continues(a: Phase, b: Phase) -> bool:
-    return a.kind == b.kind == "constant" and (a.first, a.peak) == (b.first, b.peak)
-
-
-def _check_shape(cooldown: CooldownConfig, level: float) -> None:
-    if cooldown.shape == "exponential" and cooldown.floor <= 0:
-        raise UserError(
-            "schedule.cooldown.floor: 0 cannot be reached by the shape 'exponential'; "
-            "use a floor above 0, such as 0.01"
-        )
-    if cooldown.length != Duration.parse("0 steps") and cooldown.floor > level:
-        raise UserError(
-            f"schedule.cooldown.floor: {cooldown.floor:g} is above the multiplier {level:g} at "
-            f"the start of the cooldown; use at most {level:g}"
-        )
-
-
-def _point(name: str, position: Duration, clock: TokenClock) -> int:
-    try:
-        return clock.point(position)
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from error
+    if a.kind == b.kind == "constant":
+        return (a.first, a.peak) == (b.first, b.peak)
+    return a.start == b.start

@@ -25,6 +25,7 @@ from llm_pretrain.train.start import (
 
 T = TypeVar("T")
 
+
 def train(arguments: Sequence[str]) -> int:
     """Run `llm-pretrain train ARGUMENTS`; the exit code. Raises UserError for bad input."""
     if any(a in ("--help", "-h") for a in arguments):

@@ -23,6 +23,7 @@ from llm_pretrain.train.interrupt import Deadline, StopFlag
 from llm_pretrain.train.loggers import Loggers
 from llm_pretrain.train.meter import Meter
 from llm_pretrain.train.state import checkpoint_meta, checkpoint_state
+from llm_pretrain.train.watchdog import Watchdog
 from llm_pretrain.world import Vote, World
 
 _GRACE = 10.0
@@ -98,24 +99,29 @@ class Trainer:
         self._run, self._config, self._calendar = run, config, calendar
         self._world, self._engine, self._loader, self._console = world, engine, loader, console
         self._schedule, self._clock = schedule_of(config), clock_of(config)
+        # Read once: on many ranks, a file that is opened in every step is a load for its server.
+        record = run.record
+        self._id, self._begin = record.id, record.begin
         self._store = CheckpointStore(run.checkpoints)
         self._saver = Saver(self._store, world)
         self._meter = Meter(config, world)
         self._loggers: Loggers | None = None
         self._saved: int | None = None
+        self._watchdog = Watchdog(None, lambda: None)
 
     @property
     def peak_source(self) -> str:
         """Where the denominator of MFU is from."""
         return self._meter.peak.source
 
-    def train(self, step: int, stop: StopFlag) -> Outcome:
+    def train(self, step: int, stop: StopFlag, watchdog: Watchdog) -> Outcome:
         """Train from `step` updates done to the end, or to the first boundary after a stop.
 
-        Raises UserError when a save fails or the loss is no longer a number, LostRankError when
-        another rank is gone.
+        `watchdog` gets a sign after each step. Raises UserError when a save fails or the loss is no
+        longer a number, LostRankError when another rank is gone.
         """
-        self._saved = step if step > self._run.begin else None
+        self._saved = step if step > self._begin else None
+        self._watchdog = watchdog
         if self._world.main:
             restore_hidden(self._store)
             self._loggers = Loggers(self._config, self._run.path, self._console.say)
@@ -142,16 +148,19 @@ class Trainer:
                 step += 1
                 self._after(step, loss, norm)
                 self._console.advance(step)
+                self._watchdog.alive()
                 if deadline.near(self._saver.seconds):
                     stop.by = stop.by or "the job's time limit"
                 if vote.cast(stop.by is not None or self._saver.failed) and step < total:
                     # A failed save raises its error here.
                     self._look(step, loss, norm)
-                    self._save(step)
-                    self._complete_save()
+                    with self._watchdog.paused():
+                        self._save(step)
+                        self._complete_save()
                     return Outcome("interrupted", step, stop.by or "another rank")
-        self._save(total)
-        self._complete_save()
+        with self._watchdog.paused():
+            self._save(total)
+            self._complete_save()
         return Outcome("finished", total)
 
     def _batch(self, step: int) -> torch.Tensor:
@@ -176,17 +185,17 @@ class Trainer:
 
         The rows of a step are on disk before its checkpoint exists, so a resume from it has them.
         """
-        logs, saves = self._calendar.logs(step, self._run.begin), self._calendar.saves(step)
+        logs, saves = self._calendar.logs(step, self._begin), self._calendar.saves(step)
         if logs or saves:
             loss, norm = self._look(step, local_loss, local_norm)
         if logs:
             lr = self._schedule.lr(step - 1)
             self._record(step, {"loss": loss, "lr": lr, "grad_norm": norm, **self._meter.read()})
         if self._calendar.evaluates(step):
-            with self._meter.paused():
+            with self._meter.paused(), self._watchdog.paused():
                 self._record(step, evaluate(self._engine, self._loader, self._config, self._world))
         if saves:
-            with self._meter.paused():
+            with self._meter.paused(), self._watchdog.paused():
                 self._save(step)
 
     def _record(self, step: int, values: dict[str, Any]) -> None:
@@ -220,7 +229,7 @@ class Trainer:
             return
         self._complete_save()
         state = checkpoint_state(self._engine, self._world)
-        meta = checkpoint_meta(self._run.record.id, self._config, self._loader, self._world, step)
+        meta = checkpoint_meta(self._id, self._config, self._loader, self._world, step)
         self._saver.start(state, meta)
         self._saved = step
         if self._world.main:

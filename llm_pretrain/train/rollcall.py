@@ -9,13 +9,14 @@ SECONDS = 10.0
 """Survivors notice within moments of each other: they waited for the same rank."""
 
 
-def missing(folder: Path, rank: int, size: int, seconds: float = SECONDS) -> list[int]:
-    """Sign, wait for the others, and say which of `size` ranks did not sign.
-
-    Raises OSError when the folder cannot be written.
-    """
+def sign(folder: Path, rank: int) -> None:
+    """Say that `rank` is there. Raises OSError when the folder cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / str(rank)).touch()
+
+
+def missing(folder: Path, size: int, seconds: float = SECONDS) -> list[int]:
+    """Wait for the others, and say which of `size` ranks did not sign. Raises OSError."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and len(_signed(folder)) < size:
         time.sleep(0.2)

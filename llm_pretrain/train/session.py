@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
@@ -20,20 +21,24 @@ from llm_pretrain.engine.layout import passes
 from llm_pretrain.engine.zero_config import require_deepspeed
 from llm_pretrain.errors import (
     EXIT_CONTINUE,
+    EXIT_FAILED,
     EXIT_OK,
     DamagedCheckpointError,
     LostRankError,
     UserError,
 )
-from llm_pretrain.runs import Run, new_record, now
+from llm_pretrain.records import new_record, now
+from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import schedule_of
-from llm_pretrain.train import rollcall
+from llm_pretrain.train import flight, rollcall
 from llm_pretrain.train.console import RunConsole
 from llm_pretrain.train.hardware import device_name
 from llm_pretrain.train.interrupt import watch
 from llm_pretrain.train.loop import Calendar, Outcome, Trainer
+from llm_pretrain.train.lost import Witness
 from llm_pretrain.train.start import check_change, finished
 from llm_pretrain.train.state import restore
+from llm_pretrain.train.watchdog import Watchdog
 from llm_pretrain.world import World, join
 
 
@@ -85,6 +90,7 @@ class Session:
         """The run directory exists when this returns."""
         if not Run.exists(self.path):
             name, total = self.config.run.name, schedule_of(self.config).total
+            atomic.remove_leftovers(self.path.parent)
             Run.create(self.config, new_record(name, total=total, overrides=self.overrides))
 
     def _ready(self, run: Run, prepared: Prepared) -> None:
@@ -100,6 +106,7 @@ class Session:
             atomic.remove_leftovers(folder)
         CheckpointStore(run.checkpoints).sweep()
         rollcall.clear(run.rollcall_path)
+        flight.tidy(run.flight_path)
 
     def _verified(self, run: Run, console: RunConsole) -> int | None:
         """Step of the run's newest checkpoint that is whole, if there is one; else its parent's is.
@@ -141,27 +148,44 @@ class Session:
         )
         step = restore(run, config, engine, loader, world, saved=saved)
         peak = trainer.peak_source
-        world.on_main(lambda: self._begin(run, step, peak))
-        world.limit(training=config.engine.timeout, saving=config.checkpoint.timeout)
+        number = world.on_main(lambda: self._begin(run, step, peak))
+        witness = Witness(run, world, self.hosts, flight.place(run.flight_path, number))
         console.say(self._greeting(step, peak))
-        with watch() as stop:
-            try:
-                outcome = trainer.train(step, stop)
-            except LostRankError as error:
-                named = self._named(run, error)
-                self._failed(run, named, console)
-                raise named from error
-            except OSError as error:
-                self._failed(run, error, console)
-                raise UserError(f"{run.path}: cannot be written ({error.strerror})") from error
-            except BaseException as error:
-                self._failed(run, error, console)
-                raise
-            if world.main:
-                _end(run, outcome, console)
+        try:
+            outcome = self._steps(trainer, step, witness, console)
+        except OSError as error:
+            self._failed(run, error, console)
+            raise UserError(f"{run.path}: cannot be written ({error.strerror})") from error
+        except BaseException as error:
+            self._failed(run, error, console)
+            raise
+        if world.main:
+            _end(run, outcome, console)
+            flight.tidy(run.flight_path)
         return EXIT_OK if outcome.state == "finished" else EXIT_CONTINUE
 
-    def _begin(self, run: Run, step: int, peak: str) -> None:
+    def _steps(self, trainer: Trainer, step: int, witness: Witness, console: RunConsole) -> Outcome:
+        """Train. Raises LostRankError with the names of the ranks that do not answer."""
+        world, timeout = self.world, self.config.engine.timeout
+        # NCCL would abort without a name; the watchdog comes first.
+        spare = 3 * rollcall.SECONDS if world.waits_for_devices else 0
+        world.limit(training=timeout + spare, saving=self.config.checkpoint.timeout)
+
+        def hung() -> None:
+            error = witness.of_silence(timeout)
+            self._failed(witness.run, error, console)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(EXIT_FAILED)
+
+        watchdog = Watchdog(timeout if world.waits_for_devices else None, hung)
+        with flight.armed(witness.dumps, world), watch() as stop, watchdog:
+            try:
+                return trainer.train(step, stop, watchdog)
+            except LostRankError as error:
+                raise witness.explained(error) from error
+
+    def _begin(self, run: Run, step: int, peak: str) -> int:
+        """Enter this session into the record; its number."""
         run.rewind_metrics(step)
         config = self.config
         entry = {
@@ -184,6 +208,7 @@ class Session:
         run.update(
             state="running", reason=None, finished=None, step=step, total=total, sessions=sessions
         )
+        return len(sessions)
 
     def _layout(self) -> dict[str, int]:
         """Who had what of the state, as far as the engine lets it differ."""
@@ -191,23 +216,6 @@ class Session:
         if engine.name == "deepspeed":
             return {"zero_stage": engine.zero_stage}
         return asdict(self.world.layout)
-
-    def _named(self, run: Run, error: LostRankError) -> LostRankError:
-        """The error with the names of the ranks that do not answer a roll call."""
-        try:
-            gone = rollcall.missing(run.rollcall_path, self.world.rank, self.world.size)
-        except OSError:
-            return error
-        left = set(range(self.world.size)) - set(gone)
-        if not gone or not left:
-            return error
-        if error.silent and self.world.rank == min(left):
-            # What hangs is more often a node than a program: a job avoids it from now on.
-            with run.failed_nodes_path.open("a") as file:
-                file.writelines(f"{host}\n" for host in {self.hosts[rank] for rank in gone})
-        named = LostRankError(f"{error}. No answer from {rollcall.describe(gone, self.hosts)}")
-        named.silent = error.silent
-        return named
 
     def _failed(self, run: Run, error: BaseException, console: RunConsole) -> None:
         if self.world.main:
@@ -232,7 +240,8 @@ def run_session(
 ) -> int:
     """Train the run at `path` in this process, one of several or the only one."""
     with join(config.engine) as world:
-        hosts = world.gather(socket.gethostname())
+        # Slurm's name of the node, by which a job avoids it, may be another than its own.
+        hosts = world.gather(os.environ.get("SLURMD_NODENAME") or socket.gethostname())
         return Session(config, path, overrides, world, hosts, patience).run()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from llm_pretrain import atomic
 from llm_pretrain.branch.plan import check_plan
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.cluster import ClusterConfig
@@ -15,7 +16,8 @@ from llm_pretrain.config.diff import all_fields, differences, trajectory
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.layout import Layout, passes
 from llm_pretrain.errors import EXIT_OK, UserError
-from llm_pretrain.runs import Run, new_record
+from llm_pretrain.records import new_record
+from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import schedule_of
 
 
@@ -122,6 +124,9 @@ def launch_all(runs: Sequence[Run], cluster: ClusterConfig, *, wait: bool = Fals
     """Hand over the runs; the exit code."""
     from launch.start import launch  # noqa: PLC0415  (a run that stays here needs no executor)
 
+    # Once for all of them: each look lists every run there is.
+    for folder in {run.path.parent for run in runs}:
+        atomic.remove_leftovers(folder)
     return launch(runs, cluster, wait=wait)
 
 

@@ -11,7 +11,8 @@ from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.engine.base import Engine
 from llm_pretrain.errors import UserError
-from llm_pretrain.runs import Run, now
+from llm_pretrain.records import now
+from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import Schedule, clock_of, schedule_of
 from llm_pretrain.world import World
 
@@ -33,7 +34,7 @@ def checkpoint_meta(
         "fingerprints": {
             "schedule": schedule.fingerprint(),
             "data": loader.fingerprint(),
-            "config": fingerprint(config),
+            "config": fingerprint(trajectory(config)),
         },
         "schedule": schedule.to_dict(),
         "config": trajectory(config),

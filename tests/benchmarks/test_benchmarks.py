@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import collect, engines, loader, loop, reshard, save, startup
+from benchmarks import (
+    collect,
+    engines,
+    file_operations,
+    loader,
+    loop,
+    reconcile,
+    reshard,
+    save,
+    startup,
+)
 from benchmarks.engines import Variant
 from benchmarks.result import RATIO, Row, plain, ratios
 from llm_pretrain.config.compose import compose
@@ -36,6 +46,7 @@ def handlers() -> Iterator[None]:
         ("engines", engines.main),
         ("loader", loader.main),
         ("startup", startup.main),
+        ("reconcile", reconcile.main),
     ],
 )
 def test_quick(module: str, main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,6 +65,61 @@ def test_quick(module: str, main: Main, tmp_path: Path, capsys: pytest.CaptureFi
     assert module == "startup" or any(row["unit"] == RATIO for row in facts["rows"])
     assert facts.get("largest_loss_difference", 0) < 1e-4
     assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_ask_the_file_system_for_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--quick", "--folder", str(tmp_path)]
+    why = file_operations.missing()
+    if why is not None:
+        with pytest.raises(SystemExit, match="2"):
+            file_operations.main(arguments)
+        assert capsys.readouterr().err == f"error: {why}\n"
+        return
+    file_operations.main(arguments)
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    most = {row["what"].removeprefix("1 rank, rank 0: "): row["max"] for row in facts["rows"]}
+    assert most["step that only trains"] == 0
+    # It is opened and flushed.
+    assert most["row of metrics"] == 2
+    # Fewer would mean that what a save does is not counted, more that it has grown.
+    assert 30 < most["checkpoint"] <= 60
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_strace_nothing_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit, match="2"):
+        file_operations.main(["--folder", str(tmp_path)])
+    assert "strace is not installed" in capsys.readouterr().err
+
+
+def test_calls_are_read_from_a_trace(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    lines = [
+        '7 execve("/usr/bin/python", ["python", "/disk/run"], 0x1 /* 9 vars */) = 0',
+        '7 openat(AT_FDCWD</>, "/disk/run/metrics.jsonl", O_WRONLY) = 3</disk/run/metrics.jsonl>',
+        '7 newfstatat(3</disk/run/metrics.jsonl>, "", {...}, AT_EMPTY_PATH) = 0',
+        "8 fsync(3</disk/run/metrics.jsonl> <unfinished ...>",
+        '7 openat(AT_FDCWD</>, "/disks/elsewhere", O_RDONLY) = -1 ENOENT',
+        "8 <... fsync resumed>) = 0",
+        '7 newfstatat(AT_FDCWD</>, "/disk/marks/1", 0x1, 0) = -1 ENOENT',
+        '7 rename("/disk/run/.run.json@vm-1@7@ab.tmp", "/disk/run/run.json") = 0',
+        '7 unlinkat(4</disk/run/checkpoints/step-000007>, "meta.json", 0) = 0',
+        '7 openat(AT_FDCWD</>, "/disk/run", O_RDONLY) = 3</disk/run>',
+        '7 openat(AT_FDCWD</>, "/disk/run/lock", O_RDONLY) = 3</disk/run/lock>',
+    ]
+    trace.write_text("\n".join(lines))
+    counts = file_operations.Counts.of(file_operations.read(trace, Path("/disk")))
+    assert [(call.name, call.file) for call in counts.steps[1]] == [
+        ("openat", "metrics.jsonl"),
+        ("fsync", "metrics.jsonl"),
+    ]
+    assert [(c.name, c.file) for c in counts.steps[2]] == [("rename", "run.json"), ("openat", "")]
+    assert [call.name for call in counts.checkpoints] == ["unlinkat"]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from llm_pretrain.branch.plan import Branch, Origin, expand, planned_steps
 from llm_pretrain.config.compose import compose, override
-from llm_pretrain.config.schema import BranchSpec, CooldownConfig, TrainConfig
+from llm_pretrain.config.schedule import CooldownConfig
+from llm_pretrain.config.schema import BranchSpec, TrainConfig
 from llm_pretrain.duration import Duration
 from llm_pretrain.errors import UserError
 from llm_pretrain.schedule.schedule import clock_of, schedule_of

@@ -11,11 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_pretrain.config.data import DataConfig, SourceConfig
-from llm_pretrain.config.schema import (
-    ScheduleConfig,
-    Segment,
-    TrainConfig,
-)
+from llm_pretrain.config.schedule import ScheduleConfig
+from llm_pretrain.config.schema import Segment, TrainConfig
 from llm_pretrain.data.loader import Loader, RoundRobin
 from llm_pretrain.data.prepare import Prepared, PreparedSource
 from llm_pretrain.data.shards import TokenStream, write_shard

@@ -19,7 +19,7 @@ from launch.profile import check_cluster, time_limit
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose, conf_dir, dump, groups, override, read
 from llm_pretrain.errors import UserError
-from llm_pretrain.runs import Job
+from llm_pretrain.records import Job
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNS = Path("/shared/runs")

@@ -9,17 +9,17 @@ from typing import Any
 
 from llm_pretrain.branch.plan import Origin, expand
 from llm_pretrain.config.data import DataConfig
+from llm_pretrain.config.schedule import CooldownConfig, ScheduleConfig
 from llm_pretrain.config.schema import (
     BranchSpec,
-    CooldownConfig,
     EvalConfig,
     OptimizerConfig,
     RunConfig,
-    ScheduleConfig,
     TrainConfig,
 )
 from llm_pretrain.duration import Duration, steps
-from llm_pretrain.runs import Parent, Run, new_record
+from llm_pretrain.records import Parent, new_record
+from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import clock_of, schedule_of
 
 TOKENS_PER_STEP = 8 * 256

@@ -148,6 +148,7 @@ def test_a_node_fails(lab: Lab, whole: Whole) -> None:
     # At most one interval of work is done again.
     assert second >= 40
     assert record(run)["sessions"][1]["host"] != victim
+    assert (run / "failed-nodes").read_text() == f"{victim}\n"
     assert_same_run(run, whole(*long), LONG)
 
 
@@ -182,6 +183,10 @@ def test_a_rank_that_hangs_is_named_and_its_node_avoided(lab: Lab, whole: Whole)
     assert f"No answer from rank 3 on {node}" in lab.log("run")
     assert (run / "failed-nodes").read_text() == f"{node}\n"
     assert node not in second["nodes"]
+    # Each of the others had the time to write down what it waited in. It may have, too: Slurm wakes
+    # what it ends.
+    dumps = {path.name for path in (run / "flight-recorder" / "session-1").iterdir()}
+    assert dumps >= {f"rank-{rank:04d}.json" for rank in range(3)}
     assert_same_run(run, whole(*long), 200)
 
 

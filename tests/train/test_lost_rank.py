@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,8 +76,27 @@ class Trial:
             assert done.codes[rank] == EXIT_FAILED, done
             assert f"error: rank {rank}: another rank is lost" in done.output(rank)
             assert "Traceback" not in done.output(rank)
+            self.dump(rank, done.output(rank))
         assert self.last_checkpoint() in saved
         assert Run(self.run).status == ("lost" if death.rank == 0 else "failed")
+
+    def dump(self, rank: int, said: str = "") -> dict[str, Any]:
+        """What a rank wrote down when another was lost in the first session, as it said."""
+        file = self.run / "flight-recorder" / "session-1" / f"rank-{rank:04d}.json"
+        dump: dict[str, Any] = json.loads(file.read_text())
+        last = dump["last_collective"]
+        assert last in dump["collectives"]
+        assert rank in self.group(dump)
+        name = last["profiling_name"].removeprefix("gloo:")
+        assert not said or f"its last collective was {name} {last['collective_seq_id']} of" in said
+        assert str(file) in said or not said
+        return dump
+
+    @staticmethod
+    def group(dump: dict[str, Any]) -> list[int]:
+        """The ranks of the last collective in a dump."""
+        ranks: list[int] = dump["groups"][dump["last_collective"]["process_group"][0]]["ranks"]
+        return ranks
 
     def last_checkpoint(self) -> int:
         """Its step, or 0; every checkpoint that a reader would see is whole."""
@@ -87,6 +108,9 @@ class Trial:
         done = self.start()
         assert not any(done.codes), done
         assert_same_run(self.run, self.whole, STEPS)
+        assert not list(self.whole.glob("flight-recorder"))
+        # What the hit left is there until another session loses a rank.
+        assert len(list(self.run.glob("flight-recorder/session-*"))) <= 1
 
 
 @pytest.fixture
@@ -123,26 +147,46 @@ def test_fsdp(
 
 
 @pytest.mark.parametrize(
-    "layout,death,saved",
+    "layout,death,saved,waits",
     [
-        # Of four ranks, each exchanges with two others, in groups of their own.
-        (("engine.replicate=2",), Hit(FSDP_STEP, 8, "before", rank=3, signal=signal.SIGSTOP), [5]),
+        # Of four ranks, each exchanges with two others, in groups of their own. The one that the
+        # state is shared with waits for its part of the gradient's norm.
+        (
+            ("engine.replicate=2",),
+            Hit(FSDP_STEP, 8, "before", rank=3, signal=signal.SIGSTOP),
+            [5],
+            (2, [2, 3], "engine/fsdp.py", "step"),
+        ),
         # A save waits for it, and so does the next step.
-        ((), Hit(SHARDS, 2, "before", rank=1, signal=signal.SIGSTOP), [5]),
+        ((), Hit(SHARDS, 2, "before", rank=1, signal=signal.SIGSTOP), [5], None),
         # Nothing but the last save waits for it.
-        ((), Hit(SHARDS, 4, "before", rank=1, signal=signal.SIGSTOP), [15]),
+        (
+            (),
+            Hit(SHARDS, 4, "before", rank=1, signal=signal.SIGSTOP),
+            [15],
+            (0, [0, 1], "checkpoint/saver.py", "_write_all"),
+        ),
     ],
 )
 def test_a_rank_that_hangs(
     zygote: Zygote,
     trial: Callable[..., Trial],
+    *,
     layout: tuple[str, ...],
     death: Hit,
     saved: list[int],
+    waits: tuple[int, list[int], str, str] | None,
 ) -> None:
+    """`waits`: a rank, those that it waits with, and the function in which it does."""
     patience = ("engine.timeout=5", "checkpoint.timeout=5")
     tried = trial(zygote, 4 if layout else 2, *patience, *layout)
     tried.hit(death, saved)
+    if waits is not None:
+        rank, group, file, function = waits
+        dump = tried.dump(rank)
+        assert tried.group(dump) == group
+        ours = [line for line in dump["waited_at"] if file in line]
+        assert any(line.endswith(f" {function}") for line in ours), dump["waited_at"]
     tried.complete()
 
 

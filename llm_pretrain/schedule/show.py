@@ -1,0 +1,140 @@
+"""The command `schedule show`: the phases of a run in steps and tokens, and the curve."""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from llm_pretrain import terminal
+from llm_pretrain.config.arguments import split_arguments
+from llm_pretrain.config.compose import compose, override
+from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean, disk_reason
+from llm_pretrain.runs import Run
+from llm_pretrain.schedule.schedule import Schedule, clock_of, schedule_of
+
+HELP = """usage: llm-pretrain schedule show [RUN] [KEY=VALUE ...] [--json] [--png FILE]
+
+Prints the phases of the learning rate in steps and tokens and draws it: of the run that the
+overrides describe, as for `train`, or of the run in directory RUN, with what the overrides change.
+--json prints phases and rates for a program; --png writes the curve to a file.
+"""
+_POINTS = 1000
+
+
+def schedule(arguments: Sequence[str]) -> int:
+    """Run `llm-pretrain schedule ARGUMENTS`; the exit code. Raises UserError for bad input."""
+    action, *rest = arguments
+    if action != "show":
+        raise UserError(f"schedule {action}: no such command; {did_you_mean(action, ['show'])}")
+    png, rest = _png(rest)
+    overrides, config_dir, flags = split_arguments(rest)
+    for flag in flags:
+        if flag != "--json":
+            raise UserError(f"{flag}: schedule show knows --json, --png and --config-dir only")
+    if overrides and "=" not in overrides[0]:
+        run = Run.open(Path(overrides[0]))
+        config, title = override(run.config, overrides[1:]), str(run.path)
+    else:
+        config = compose(overrides, config_dir)
+        title = config.run.name
+    found = schedule_of(config)
+    if png:
+        _write(png, config, found, title)
+    if flags:
+        terminal.write(json.dumps(_data(config, found), indent=2) + "\n")
+    else:
+        _show(config, found, title)
+    return EXIT_OK
+
+
+def _png(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    rest, found, pending = [], None, list(arguments)
+    while pending:
+        argument = pending.pop(0)
+        if argument == "--png" and not pending:
+            raise UserError("--png: needs the name of a file")
+        if argument == "--png":
+            found = Path(pending.pop(0))
+        elif argument.startswith("--png="):
+            found = Path(argument.removeprefix("--png="))
+        else:
+            rest.append(argument)
+    if found and found.suffix != ".png":
+        raise UserError(f"--png: '{found}' does not end in .png")
+    return found, rest
+
+
+def _rows(config: TrainConfig, found: Schedule) -> list[dict[str, Any]]:
+    clock = clock_of(config)
+    return [
+        {
+            "kind": phase.kind,
+            "shape": phase.shape,
+            "start": phase.start,
+            "end": cut,
+            "start_tokens": clock.tokens_at(phase.start),
+            "end_tokens": clock.tokens_at(cut),
+            "first_lr": found.lr(phase.start),
+            "last_lr": found.lr(cut - 1),
+        }
+        for phase, cut in zip(found.phases, found.cuts, strict=True)
+    ]
+
+
+def _data(config: TrainConfig, found: Schedule) -> dict[str, Any]:
+    return {"total": found.total, "phases": _rows(config, found), "lr": found.rates().tolist()}
+
+
+def _show(config: TrainConfig, found: Schedule, title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    for name in ("phase", "shape", "steps", "tokens", "learning rate"):
+        table.add_column(name, overflow="fold")
+    for row in _rows(config, found):
+        table.add_row(
+            row["kind"],
+            row["shape"],
+            f"{row['start']:,} - {row['end']:,}",
+            f"{row['start_tokens']:,} - {row['end_tokens']:,}",
+            f"{row['first_lr']:.4g} - {row['last_lr']:.4g}",
+        )
+    console = Console()
+    with console.capture() as captured:
+        console.print(table)
+        steps, rates = _curve(found)
+        console.print(terminal.draw({"learning rate by step": (steps.tolist(), rates.tolist())}))
+    terminal.write(captured.get())
+
+
+def _curve(found: Schedule) -> tuple[Any, Any]:
+    """Steps and rates at which the curve is drawn, with both sides of every phase's edge."""
+    edges = [edge for cut in found.cuts for edge in (cut - 1, cut) if edge < found.total]
+    spread = np.linspace(0, found.total - 1, _POINTS, dtype=int).tolist()
+    steps = np.unique(np.array([*spread, *edges], dtype=int))
+    return steps, found.rates()[steps]
+
+
+def _write(file: Path, config: TrainConfig, found: Schedule, title: str) -> None:
+    # Takes a second, which the terminal's curve need not wait for.
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    steps, rates = _curve(found)
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="learning rate", title=title)
+    axes.plot(steps, rates)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    if not config.past or len({s.data.global_batch for s in config.past}) == 1:
+        rate = clock_of(config).tokens_at(found.total) / found.total
+        both = (partial(np.multiply, rate), partial(np.multiply, 1 / rate))
+        top = axes.secondary_xaxis("top", functions=both)
+        top.set_xlabel("tokens")
+    try:
+        figure.savefig(file, dpi=150)
+    except OSError as error:
+        raise UserError(f"--png: {disk_reason(error)}") from error

@@ -1,0 +1,1 @@
+"""What convex optimisation says about learning rates: bounds, transfer, extension, optima."""
