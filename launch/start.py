@@ -24,14 +24,15 @@ def launch(runs: Sequence[Run], cluster: ClusterConfig, *, wait: bool = False) -
     """
     if cluster.launcher != "slurm":
         return run_all([run.path for run in runs], cluster.jobs)
-    from launch.submit import check_sbatch, submit  # noqa: PLC0415  (nothing of it for local work)
+    from launch.submit import submit  # noqa: PLC0415  (nothing of Slurm for local work)
 
-    check_launch(runs, cluster)
-    check_sbatch(cluster)
-    submitted = submit(runs, cluster)
+    check_launch(cluster)
+    for run in runs:
+        check_ranks(run.config, cluster)
+    submitted = {run.path for run in submit(runs, cluster)}
     for run in runs:
         job = run.job
-        word = "submitted as" if run in submitted else "is in the hands of"
+        word = "submitted as" if run.path in submitted else "is in the hands of"
         print(f"{run.path}: {word} job {job.id if job else '?'}", flush=True)
     return _wait(runs) if wait else EXIT_OK
 
@@ -51,18 +52,26 @@ def preview(config: TrainConfig, runs: int = 1) -> str:
             "cluster.launcher=slurm"
         )
     check_cluster(cluster)
+    check_ranks(config, cluster)
     root = Path(config.run.dir).absolute().parent
     name = f"{config.run.name if runs == 1 else root.name}.00000000"
     plan = Job(name=name, submitted=now(), code=str(place_of(root / submit.CODE)))
     return submit.script(cluster, root, plan, runs)
 
 
-def check_launch(runs: Sequence[Run], cluster: ClusterConfig) -> None:
-    """Raise UserError for what can be known on the login node."""
+def check_launch(cluster: ClusterConfig) -> None:
+    """Raise UserError when no job could be submitted from here: before anything is created."""
+    if cluster.launcher != "slurm":
+        return
+    from launch.submit import check_sbatch  # noqa: PLC0415  (nothing of Slurm for local work)
+
     check_cluster(cluster)
-    ranks = cluster.nodes * cluster.devices_per_node
-    for run in runs:
-        passes(run.config.data, Layout.of(run.config.engine, ranks))
+    check_sbatch(cluster)
+
+
+def check_ranks(config: TrainConfig, cluster: ClusterConfig) -> None:
+    """Raise UserError when a batch cannot be shared among the ranks of a job."""
+    passes(config.data, Layout.of(config.engine, cluster.nodes * cluster.devices_per_node))
 
 
 def _wait(runs: Sequence[Run]) -> int:

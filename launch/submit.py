@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch import slurm
+from launch.profile import sbatch_options
 from launch.queue import Queue
 from launch.snapshot import snapshot
 from llm_pretrain import atomic, lock
@@ -46,6 +47,7 @@ def submit(runs: Sequence[Run], cluster: ClusterConfig) -> list[Run]:
         wanted = [run for run in claimed if queue.status(run) not in UNDER_WAY]
         if not wanted:
             return []
+        cluster = avoiding(cluster, wanted)
         code = snapshot(root / CODE)
         title = wanted[0].record.name if len(wanted) == 1 else root.name
         plan = Job(name=f"{title}.{secrets.token_hex(4)}", submitted=now(), code=str(code))
@@ -84,6 +86,19 @@ def script(cluster: ClusterConfig, root: Path, plan: Job, runs: int) -> str:
     task = ["-m", "launch.job", str(folder / "runs")]
     code, tries = Path(plan.code), cluster.slurm.tries
     return slurm.script(cluster, plan.name, code, folder, task, runs=runs, tries=tries)
+
+
+def avoiding(cluster: ClusterConfig, runs: Sequence[Run]) -> ClusterConfig:
+    """The cluster without the nodes that failed one of the runs before."""
+    failed = {node for run in runs for node in run.failed_nodes()}
+    options = sbatch_options(cluster.slurm)
+    if not failed:
+        return cluster
+    # What the user excludes may be a range, in which commas do not separate names.
+    asked = str(options.get("exclude", ""))
+    exclude = ",".join([*([asked] if asked else []), *sorted(failed)])
+    sbatch: dict[str, str | int | bool | None] = {**options, "exclude": exclude}
+    return replace(cluster, slurm=replace(cluster.slurm, sbatch=sbatch))
 
 
 def _prepare(runs: Sequence[Run], cluster: ClusterConfig, plan: Job) -> Path:

@@ -139,6 +139,10 @@ class Run:
         """Replace job.json in one step; only under `claim_path`."""
         job.write(self.job_path)
 
+    def failed_nodes(self) -> list[str]:
+        """Nodes that its jobs avoid."""
+        return self.failed_nodes_path.read_text().split() if self.failed_nodes_path.exists() else []
+
     def hold(self, patience: float = 0.0) -> AbstractContextManager[None]:
         """Lock the directory. Raises RunInUseError naming host and pid of a live holder.
 

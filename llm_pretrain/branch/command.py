@@ -16,7 +16,7 @@ from llm_pretrain.config.rules import check_branch_spec
 from llm_pretrain.config.schema import BranchSpec
 from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean
 from llm_pretrain.runs import Run, Seen
-from llm_pretrain.train.start import launch_all
+from llm_pretrain.train.start import check_launch, launch_all
 
 _ACTIONS = ("plan", "apply", "watch")
 _WATCH_SECONDS = 30.0
@@ -41,6 +41,7 @@ def branch(arguments: Sequence[str]) -> int:
     parent = Run.open(place if place.name not in ("", "..") else place.resolve())
     branches, cluster = wanted(parent, _specs(parent, asked)), _cluster(parent, asked)
     if action == "watch":
+        check_launch(cluster)
         start = partial(launch_all, cluster=cluster)
         watcher = Watcher(parent, branches, lambda: look(parent, branches), start)
         return watcher.watch(seconds)
@@ -48,6 +49,8 @@ def branch(arguments: Sequence[str]) -> int:
     show(parent, rows)
     if action == "plan":
         return EXIT_OK
+    if any(row.action in ("start", "continue") for row in rows):
+        check_launch(cluster)
     runs = apply(parent, rows)
     if not runs:
         print("nothing to start")
@@ -85,7 +88,7 @@ def _specs(parent: Run, asked: BranchSpec) -> list[BranchSpec]:
     """What the command line asks for, else the plan in the run's own config."""
     if asked.at or asked.ends:
         check_branch_spec(asked, "branch")
-        plain = BranchSpec(asked.at, asked.ends, asked.cooldown, asked.overrides)
+        plain = BranchSpec(asked.at, asked.ends, asked.cooldown, asked.rewarmup, asked.overrides)
         return [plain]
     if not parent.config.plan:
         raise UserError(

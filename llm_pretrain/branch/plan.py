@@ -5,16 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from llm_pretrain.config.compose import override
 from llm_pretrain.config.diff import differences, fingerprint, own_trajectory, trajectory
-from llm_pretrain.config.schedule import CooldownConfig
+from llm_pretrain.config.schedule import CooldownConfig, ScheduleConfig
 from llm_pretrain.config.schema import BranchSpec, RunConfig, Segment, TrainConfig
 from llm_pretrain.duration import Duration, steps
 from llm_pretrain.errors import UserError
 from llm_pretrain.schedule.clock import TokenClock
 from llm_pretrain.schedule.schedule import Schedule, clock_of, schedule_of
 
+_DETAILS = ("floor", "exponent", "half_life", "hold")
+"""Of a cooldown, beside length and shape, which names show anyway."""
 _FIXED = {
     "model": "the parent's parameters have its shape",
     "data.tokenizer": "the parent learned its tokens",
@@ -23,7 +28,8 @@ _FIXED = {
     "resume": "a branch is started, not resumed",
     "schedule.warmup": "the parent has had its warmup",
     "schedule.warmup_from": "the parent has had its warmup",
-    "schedule.cooldown": "write cooldown.length, cooldown.shape and cooldown.floor",
+    "schedule.cooldown": "write cooldown.length, cooldown.shape and so on",
+    "schedule.rewarmup": "write rewarmup",
 }
 
 
@@ -137,14 +143,16 @@ class _Family:
             schedule=parent.schedule,
             data=parent.data,
         )
-        cooldown = CooldownConfig(shape=spec.cooldown.shape, floor=spec.cooldown.floor)
-        schedule = replace(changed.schedule, cooldown=cooldown)
+        cooldown = CooldownConfig()
+        schedule = replace(changed.schedule, cooldown=cooldown, rewarmup=spec.rewarmup)
         if end is not None:
             asked = [o for o in spec.overrides if o.startswith("schedule.total=")]
-            last = end
-            if asked and spec.at:
-                last = _clock_from(self.clock, changed, start).point(changed.schedule.total)
-            cooldown = replace(cooldown, length=steps(end - start))
+            clock = _clock_from(self.clock, changed, start)
+            last = clock.point(changed.schedule.total) if asked and spec.at else end
+            kept = clock.length(spec.cooldown.hold, last)
+            rise = clock.length(spec.rewarmup, last)
+            length, hold = steps(end - start - rise - kept), steps(kept)
+            cooldown = replace(spec.cooldown, length=length, hold=hold)
             schedule = replace(schedule, total=steps(last), cooldown=cooldown)
         return replace(changed, schedule=schedule, past=[*parent.past, segment], plan=[])
 
@@ -178,11 +186,11 @@ def _points(
     clock = clock_of(parent)
     if spec.at:
         starts = [clock.point(at) for at in spec.at]
-        return [(s, _end(s, spec.cooldown, _clock_from(clock, changed, s))) for s in starts]
+        return [(s, _end(s, spec, _clock_from(clock, changed, s))) for s in starts]
     own = clock_of(changed)
     if own.rates[-1] != clock.rates[-1] and any(e.unit == "tokens" for e in spec.ends):
         raise UserError("ends: horizons in tokens need the parent's batch size; use at=")
-    return [(_start(clock.point(e), spec.cooldown, own), clock.point(e)) for e in spec.ends]
+    return [(_start(clock.point(e), spec, own), clock.point(e)) for e in spec.ends]
 
 
 def _clock_from(clock: TokenClock, changed: TrainConfig, start: int) -> TokenClock:
@@ -194,34 +202,40 @@ def _clock_from(clock: TokenClock, changed: TrainConfig, start: int) -> TokenClo
     )
 
 
-def _length(cooldown: CooldownConfig, clock: TokenClock, total: int) -> int:
+def _start(end: int, spec: BranchSpec, clock: TokenClock) -> int:
+    """Where a branch that ends at `end` starts: all that it does by itself before."""
+    cooldown = spec.cooldown
     assert isinstance(cooldown.length, Duration)
-    return clock.length(cooldown.length, total)
-
-
-def _start(end: int, cooldown: CooldownConfig, clock: TokenClock) -> int:
-    """Where a branch that ends at `end` starts: the length of its cooldown before."""
-    length = _length(cooldown, clock, end)
+    length = clock.length(cooldown.length, end)
     if not 0 < length < end:
         raise UserError(
             f"cooldown.length: '{cooldown.length}' is {length} steps, which does not fit into a "
             f"branch that ends at step {end}; use 1 to {end - 1} steps"
         )
-    return end - length
+    start = end - length - _besides(spec, clock, end)
+    if start <= 0:
+        raise UserError(
+            f"ends: the cooldown, its hold and rewarmup of a branch that ends at step {end} are "
+            f"{end - start} steps; use less than {end}"
+        )
+    return start
 
 
-def _end(start: int, cooldown: CooldownConfig, clock: TokenClock) -> int | None:
+def _end(start: int, spec: BranchSpec, clock: TokenClock) -> int | None:
     """Where a branch that cools down from `start` on ends.
 
-    With a percentage p it is floor(start / (1 - p)), the longest run N with N - floor(p N) = start.
+    With a percentage p it is floor(start / (1 - p)), the longest run N with N - floor(p N) = start,
+    where rewarmup and hold count as a part of `start`.
     """
+    cooldown = spec.cooldown
     assert isinstance(cooldown.length, Duration)
     if cooldown.length.amount == 0:
         return None
+    before = start + _besides(spec, clock, start)
     if cooldown.length.unit != "percent":
-        return start + clock.length(cooldown.length, start)
-    end = int(start / (1 - cooldown.length.amount / 100))
-    if end == start:
+        return before + clock.length(cooldown.length, start)
+    end = int(before / (1 - cooldown.length.amount / 100))
+    if end == before:
         raise UserError(
             f"cooldown.length: '{cooldown.length}' of a run that cools down from step {start} "
             "is less than a step; use a longer cooldown"
@@ -229,14 +243,34 @@ def _end(start: int, cooldown: CooldownConfig, clock: TokenClock) -> int | None:
     return end
 
 
+def _besides(spec: BranchSpec, clock: TokenClock, whole: int) -> int:
+    """Steps of a branch that are not its cooldown."""
+    return clock.length(spec.rewarmup, whole) + clock.length(spec.cooldown.hold, whole)
+
+
 def _ending(parent: TrainConfig, changed: TrainConfig, spec: BranchSpec) -> str:
     cooled = spec.cooldown.length != steps(0)
     extras = differences(trajectory(parent), trajectory(changed))
-    if spec.cooldown.floor and cooled:
-        extras.append(f"floor={spec.cooldown.floor}")
+    extras += differences(_main(parent), _main(changed))
+    plain, asked = _plain(CooldownConfig()), _plain(spec.cooldown)
+    if cooled:
+        extras += [f"{name}={asked[name]}" for name in _DETAILS if asked[name] != plain[name]]
+    if spec.rewarmup.amount:
+        extras.append(f"rewarmup={spec.rewarmup}")
     digest = hashlib.sha256("\n".join(extras).encode()).hexdigest()[:6]
     shape = spec.cooldown.shape if cooled else "constant"
     return f"{shape}.{digest}" if extras else shape
+
+
+def _main(config: TrainConfig) -> dict[str, Any]:
+    """What a schedule does besides to begin, to cool down and to end."""
+    fields = _plain(config.schedule)
+    return {name: fields[name] for name in ("main", "stages", "timescale", "function", "inclusive")}
+
+
+def _plain(part: CooldownConfig | ScheduleConfig) -> dict[str, Any]:
+    values: dict[str, Any] = TypeAdapter(type(part)).dump_python(part, mode="json")
+    return values
 
 
 def _refuse_fixed(overrides: Sequence[str]) -> None:

@@ -77,8 +77,7 @@ class ScheduleConfig:
     """Multiplier of your own, "module:name", a function of the 0-based update alone. It must be
     importable wherever the run is read (PYTHONPATH), and stay as it is while runs use it."""
     rewarmup: Duration = steps(0)
-    """Branches only: linear rise from the parent's learning rate to optimizer.lr, for continued
-    training, also from the end of a cooldown."""
+    """Of a branch; written by the branch manager from the spec's."""
     inclusive: bool = False
     """True: the last update of warmup has the multiplier 1 and the last one of the cooldown the
     floor, as in torch's OneCycleLR. False: the update after each, as in the paper's WSD."""

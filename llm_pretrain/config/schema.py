@@ -188,6 +188,9 @@ class BranchSpec:
         default_factory=lambda: CooldownConfig(length=Duration.parse("20%"))
     )
     """Decay of each branch, from the parent's rate at its start."""
+    rewarmup: Duration = steps(0)
+    """Linear rise, at its start, from the parent's rate to the branch's own optimizer.lr, for
+    continued training, also from the end of a cooldown."""
     overrides: list[str] = field(default_factory=list)
     """Anything else that differs, as on the command line: ["optimizer.lr=3e-4"]."""
 

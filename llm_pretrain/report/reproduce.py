@@ -30,6 +30,9 @@ def arguments(run: RunData) -> list[str]:
         asked += [f"cooldown.{name}={value}" for name, value in values if value]
         if hold := run.clock.length(cooldown.hold, run.total):
             asked.append(f"cooldown.hold={hold} steps")
+    rewarmup = run.config.schedule.rewarmup
+    if rewarmup.amount:
+        asked.append(f"rewarmup={rewarmup}")
     place = run.parent.path if run.parent else run.path.with_name("PARENT")
     return ["branch", "apply", f"parent={place}", *asked, *run.record.overrides]
 

@@ -47,8 +47,8 @@ def phases_of(config: ScheduleConfig, lr: float, clock: TokenClock, start: Start
     level = start.multiplier if start.last and not climb else 1.0
     if level <= 0 and config.main != "function":
         raise UserError(
-            f"at: the parent's learning rate is 0 at step {start.step}; branch earlier, or set "
-            "schedule.rewarmup"
+            f"at: the parent's learning rate is 0 at step {start.step}; branch earlier, or ask "
+            "for rewarmup"
         )
     main = _main(config, lr, clock, lengths, replace(start, multiplier=level))
     if config.main == "function" and lengths.fall < lengths.total:

@@ -54,7 +54,9 @@ class Witness:
         left = set(range(size)) - set(gone)
         if gone and left and error.silent and rank == min(left):
             # What hangs is more often a node than a program: a job avoids it from now on.
-            _avoid(self.run.failed_nodes_path, {self.hosts[rank] for rank in gone})
+            new = {self.hosts[rank] for rank in gone} - set(self.run.failed_nodes())
+            with self.run.failed_nodes_path.open("a") as file:
+                file.writelines(f"{host}\n" for host in sorted(new))
         named = gone and left
         names = f"No answer from {rollcall.describe(gone, self.hosts)}. " if named else ""
         explained = LostRankError(f"{error}. {names}{doing}")
@@ -68,9 +70,3 @@ def _written(dumps: Path, rank: int, error: LostRankError, stack: Sequence[Frame
     except (OSError, RuntimeError) as problem:
         # A RuntimeError is torch's, about what it has recorded.
         return f"What it waited in could not be written: {problem}"
-
-
-def _avoid(path: Path, hosts: set[str]) -> None:
-    known = path.read_text().split() if path.exists() else []
-    with path.open("a") as file:
-        file.writelines(f"{host}\n" for host in sorted(hosts - set(known)))

@@ -1,5 +1,6 @@
 """Which branches a spec means: starts, ends, rates along the lineage, names, refusals."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from llm_pretrain.branch.plan import Branch, Origin, expand, planned_steps
 from llm_pretrain.config.compose import compose, override
 from llm_pretrain.config.schedule import CooldownConfig
 from llm_pretrain.config.schema import BranchSpec, TrainConfig
-from llm_pretrain.duration import Duration
+from llm_pretrain.duration import Duration, steps
 from llm_pretrain.errors import UserError
 from llm_pretrain.schedule.schedule import clock_of, schedule_of
 
@@ -182,3 +183,43 @@ def test_from_a_finished_cooldown_there_is_no_rate_left() -> None:
 
 def test_the_plan_of_a_run_keeps_its_steps() -> None:
     assert planned_steps(compose(["experiment=demo"])) == {320, 400, 480}
+
+
+def test_a_hold_and_a_rise_are_parts_of_the_branch() -> None:
+    cooldown = CooldownConfig(length=steps(40), hold=steps(10), shape="linear", floor=0.1)
+    asked = replace(spec(at="300 steps"), cooldown=cooldown, rewarmup=steps(20))
+    asked = replace(asked, overrides=["optimizer.lr=2e-3"])
+    branch = only(asked)
+    assert (branch.start, branch.end) == (300, 370)
+    s = schedule_of(branch.config)
+    rates = {299: 1e-3, 300: 1e-3, 310: 1.5e-3, 320: 2e-3, 340: 1.1e-3, 360: 2e-4, 369: 2e-4}
+    for step, rate in rates.items():
+        assert s.lr(step) == pytest.approx(rate), step
+    (back,) = branches(replace(asked, at=[], ends=[steps(370)]))
+    assert (back.start, back.end, back.path) == (300, 370, branch.path)
+
+
+def test_what_only_the_schedule_differs_in_is_in_the_name() -> None:
+    at = {"at": "300 steps", "overrides": ("schedule.total=900 steps",)}
+    plain = only(spec(**at, length="50 steps"))  # type: ignore[arg-type]
+    halved = "schedule.stages=[{at: 400 steps, factor: 0.5}]"
+    staged = only(spec(at="300 steps", length="50 steps", overrides=(*at["overrides"], halved)))
+    assert plain.path != staged.path
+    assert schedule_of(staged.config).lr(500) == pytest.approx(5e-4)
+    powers = [
+        only(replace(spec(at="300 steps"), cooldown=CooldownConfig(
+            length=steps(50), shape="power", exponent=exponent)))
+        for exponent in (0.5, 0.7)
+    ]  # fmt: skip
+    assert powers[0].path != powers[1].path
+
+
+def test_training_goes_on_from_the_end_of_a_cooldown() -> None:
+    done = override(TRUNK, ["schedule.cooldown={length: 20%, shape: linear}"])
+    with pytest.raises(UserError, match="learning rate is 0 at step 1000; branch earlier, or ask"):
+        only(spec(at="1000 steps", length="100 steps"), done)
+    again = replace(spec(at="1000 steps", length="100 steps"), rewarmup=steps(50))
+    s = schedule_of(only(again, done).config)
+    assert [s.lr(step) for step in (999, 1000, 1025, 1050, 1100)] == pytest.approx(
+        [5e-6, 0, 5e-4, 1e-3, 1e-3 * (1 - 0.5**0.5)]
+    )

@@ -208,8 +208,10 @@ def test_phases_join_and_stay_between_zero_and_one(asked: dict[str, Any]) -> Non
     assert ((rates >= 0) & (rates <= 1)).all()
     assert rates == pytest.approx([ours.lr(step) for step in range(110)], abs=1e-15)
     at_once = [int(s["at"].split()[0]) for s in asked.get("stages", []) if s["ramp"] == "0 steps"]
+    # One update of an inclusive cooldown is the floor at once.
+    drop = asked["inclusive"] and asked["cooldown"]["length"] == "1 steps"
     for before, after in itertools.pairwise(ours.phases):
-        if after.start not in at_once:
+        if after.start not in at_once and not (drop and after.kind == "hold"):
             assert before.multiplier(after.start) == pytest.approx(after.multiplier(after.start))
 
 
