@@ -53,6 +53,7 @@ bench: install
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.reconcile
 	$(BIN)/python -m benchmarks.file_operations
+	$(BIN)/python -m benchmarks.theory
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

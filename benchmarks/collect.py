@@ -11,7 +11,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import engines, file_operations, loader, loop, reconcile, reshard, save, startup
+from benchmarks import (
+    engines,
+    file_operations,
+    loader,
+    loop,
+    reconcile,
+    reshard,
+    save,
+    startup,
+    theory,
+)
 
 MODULES = {
     "loop": loop,
@@ -22,6 +32,7 @@ MODULES = {
     "startup": startup,
     "reconcile": reconcile,
     "file_operations": file_operations,
+    "theory": theory,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 ROOT = RESULTS.parents[1]

@@ -18,7 +18,7 @@ from llm_pretrain.theory import render
 from llm_pretrain.theory.arguments import SCHEDULE_KEYS, Arguments
 from llm_pretrain.theory.best import best_cooldown, best_falling
 from llm_pretrain.theory.bound import averaged, last_iterate, moving
-from llm_pretrain.theory.extend import Trunk, Tuning, options
+from llm_pretrain.theory.extend import Option, Trunk, Tuning, options
 from llm_pretrain.theory.named import Named, parse
 from llm_pretrain.theory.transfer import terms_of, transfer
 
@@ -127,43 +127,42 @@ def _extend(given: Arguments) -> Answer:
         for key in (*_TUNED_KEYS, *(("steps",) if "run" in given else ())):
             if key in given:
                 raise UserError(f"{key}: the run has a cooldown of its own; leave it out")
-    at = given.position("at", clock, 0) or None
-    trunk = Trunk.of(schedule, lr, tuning, at)
+    trunk = Trunk.of(schedule, lr, tuning, given.position("at", clock, 0) or None)
     total = given.position("to", clock)
     found = options(trunk, total)
-    best = min(found, key=lambda option: option.bound)
     fresh = parse("linear").terms(total)
-    target = terms_of(trunk.tuned, lr)
-    constant = trunk.constant.phases[-1]
     data = {
         "run": given.text("run" if "run" in given else "from", "runs/demo"),
         "lr": lr,
         "at": trunk.at,
         "tuned": {"steps": trunk.tuned.total, "phases": trunk.tuned.describe()},
         "to": total,
-        "options": [
-            {
-                "what": option.what,
-                "branch": option.branch,
-                "lr": constant.peak * constant.first * option.factor,
-                "factor": option.factor,
-                "cooldown_steps": option.cooldown,
-                "cooldown_share": option.cooldown / total,
-                "bound": option.bound,
-                "relative_bound": option.bound / found[0].bound,
-                "best_lr_ratio": option.ratio,
-                "phases": option.schedule.describe(),
-            }
-            for option in found
-        ],
-        "preferred": best.what,
+        "options": [_described(option, trunk, found[0].bound) for option in found],
+        "preferred": min(found, key=lambda option: option.bound).what,
         "new_linear_run": {
-            "lr": transfer(lr, target, fresh),
+            "lr": transfer(lr, terms_of(trunk.tuned, lr), fresh),
             "bound": fresh.optimal_bound,
             "relative_bound": fresh.optimal_bound / found[0].bound,
         },
     }
     return Answer(data, lambda console: render.extend(console, data, found, trunk))
+
+
+def _described(option: Option, trunk: Trunk, usual: float) -> dict[str, Any]:
+    """An option for programs. `usual`: the bound of what merely goes on."""
+    constant, total = trunk.constant.phases[-1], option.schedule.total
+    return {
+        "what": option.what,
+        "branch": option.branch,
+        "lr": constant.peak * constant.first * option.factor,
+        "factor": option.factor,
+        "cooldown_steps": option.cooldown,
+        "cooldown_share": option.cooldown / total,
+        "bound": option.bound,
+        "relative_bound": option.bound / usual,
+        "best_lr_ratio": option.ratio,
+        "phases": option.schedule.describe(),
+    }
 
 
 def _given_run(given: Arguments) -> tuple[Schedule, float, TokenClock | None]:

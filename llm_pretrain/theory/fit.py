@@ -96,7 +96,7 @@ def fit(runs: Sequence[Observed], *, draws: int = 100, seed: int = 0) -> Fit:
     draw = np.random.default_rng(seed)
     found = []
     for _ in range(_STARTS):
-        near, _ = _solve(design, losses, _start(draw) * units, free, units, "linear")
+        near, _ = _solve(design, losses, _start(draw) * units, free, units, kind="linear")
         found.append(_solve(design, losses, near, free, units))
     values, _ = min(found, key=lambda pair: pair[1])
     curve = design.losses(values)
@@ -188,6 +188,7 @@ def _solve(
     start: Array,
     free: npt.NDArray[np.int64],
     units: Array,
+    *,
     kind: str = "huber",
 ) -> tuple[Array, float]:
     """The parameters of the least loss near `start`, and that loss.

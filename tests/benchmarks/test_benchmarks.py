@@ -18,6 +18,7 @@ from benchmarks import (
     reshard,
     save,
     startup,
+    theory,
 )
 from benchmarks.engines import Variant
 from benchmarks.result import RATIO, Row, plain, ratios
@@ -47,6 +48,7 @@ def handlers() -> Iterator[None]:
         ("loader", loader.main),
         ("startup", startup.main),
         ("reconcile", reconcile.main),
+        ("theory", theory.main),
     ],
 )
 def test_quick(module: str, main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,7 @@
 """The fit finds what made a curve, says how sure it is, and is not led astray."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from llm_pretrain.theory.named import parse
 TOTAL = 2000
 LR = 1e-3
 OFFSET, DISTANCE, POWER, EXPONENT, FLOOR = 2.5, 0.5, 20.0, -0.4, 2.0
-STEPS = np.arange(100, TOTAL + 1, 20)
+STEPS = np.arange(100, TOTAL + 1, 40)
 
 
 def made(
@@ -22,7 +24,7 @@ def made(
     """Losses from the formula itself, step by step, with scatter of the given size."""
     rates = lr * parse(name).multipliers(total)
     norms = POWER * np.arange(1, total + 1) ** EXPONENT + FLOOR
-    steps = np.arange(100, total + 1, 20)
+    steps = np.arange(100, total + 1, 40)
     losses = OFFSET + curve(rates, steps, norms=norms, distance=DISTANCE).at(1.0)
     draw = np.random.default_rng(seed)
     return Observed(rates, steps, losses * np.exp(noise * draw.standard_normal(len(steps))))
@@ -63,7 +65,7 @@ def test_stretches_of_steps_stand_for_their_steps() -> None:
 def test_one_bad_evaluation_moves_little() -> None:
     run = made(noise=5e-4)
     bad = run.losses.copy()
-    bad[40] *= 1.2
+    bad[20] *= 1.2
     spoiled = fit([Observed(run.rates, run.steps, bad)], draws=0)
     assert largest(spoiled, made()) < 4e-3
 
@@ -90,6 +92,17 @@ def test_measured_norms_replace_the_model() -> None:
     assert [found.value(name) for name in NAMES[2:6]] == [0, 0, 0, 0]
 
 
+def test_a_real_curve() -> None:
+    """Its neighbours differ by more than the bound does from it."""
+    data = json.loads(Path(__file__).with_name("real_curve.json").read_text())
+    warmup = {"warmup": "300 steps", "warmup_shape": "cosine", "inclusive": True}
+    rates = 1e-3 * parse("cosine-10%", warmup).multipliers(50_000)
+    steps, losses = np.array(data["step"]), np.array(data["loss"])
+    found = fit([Observed(rates, steps, losses)], draws=0)
+    assert found.scatter < 0.003
+    assert 2.7 < found.value("offset") < losses[-1] < 3
+
+
 def test_the_same_seed_gives_the_same_fit() -> None:
     run = made(noise=1e-3)
     one, other = fit([run], draws=3, seed=1), fit([run], draws=3, seed=1)
@@ -108,11 +121,11 @@ def replaced(name: str, values: Array) -> Observed:
         ([], ["runs: needs at least one"]),
         ([made(), replaced("norms", np.ones(TOTAL))], ["norms for all"]),
         ([replaced("norms", np.ones(5))], ["norms: 5 for 2000"]),
-        ([replaced("losses", np.ones(5))], ["losses: 5 for 96"]),
-        ([replaced("losses", np.append(np.ones(95), np.nan))], ["losses[95]: nan"]),
+        ([replaced("losses", np.ones(5))], ["losses: 5 for 48"]),
+        ([replaced("losses", np.append(np.ones(47), np.nan))], ["losses[47]: nan"]),
         ([replaced("rates", np.append(np.ones(TOTAL - 1), 0.0))], ["rates[1999]: 0", "leave"]),
         ([Observed(np.ones(100), np.array([1, 2]), np.ones(2))], ["2 losses", "14 or more"]),
-        ([replaced("steps", STEPS + 1)], ["at: 101 to 2001"]),
+        ([replaced("steps", STEPS + 30)], ["at: 130 to 2010"]),
     ],
 )
 def test_bad_input(runs: Any, words: list[str]) -> None:
