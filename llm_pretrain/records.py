@@ -77,6 +77,8 @@ class Record:
     """Hash of the parent's checkpoint manifest."""
     overrides: list[str] = field(default_factory=list)
     """What differs from the parent, or what the command line asked for."""
+    lr_source: str | None = None
+    """Where a learning rate is from that was not given as a number."""
     fingerprints: Fingerprints | None = None
     """Noted whenever config.yaml is written; None: by a version that did not."""
     git: dict[str, Any] = field(default_factory=dict)
@@ -153,6 +155,7 @@ def new_record(
     parent: Parent | None = None,
     parent_dir: str | None = None,
     parent_checkpoint: str | None = None,
+    lr_source: str | None = None,
     code: Code | None = None,
 ) -> Record:
     """The record of a run that is about to be created.
@@ -171,6 +174,7 @@ def new_record(
         parent_dir=parent_dir,
         parent_checkpoint=parent_checkpoint,
         overrides=list(overrides),
+        lr_source=lr_source,
         git=code.git,
         versions=code.versions,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from llm_pretrain.config.compose import override
+from llm_pretrain.config.compose import AUTO, override
 from llm_pretrain.config.diff import differences, fingerprint, own_trajectory, trajectory
 from llm_pretrain.config.schedule import CooldownConfig, ScheduleConfig
 from llm_pretrain.config.schema import BranchSpec, RunConfig, Segment, TrainConfig
@@ -275,7 +275,9 @@ def _plain(part: CooldownConfig | ScheduleConfig) -> dict[str, Any]:
 
 def _refuse_fixed(overrides: Sequence[str]) -> None:
     for text in overrides:
-        key = text.lstrip("+~").partition("=")[0]
+        key, _, value = text.lstrip("+~").partition("=")
+        if key == "optimizer.lr" and value == AUTO:
+            raise UserError("optimizer.lr=auto: is for whole runs; for a longer horizon use extend")
         for fixed, reason in _FIXED.items():
             if key == fixed or key.startswith(f"{fixed}."):
                 raise UserError(f"{key}: a branch cannot change it; {reason}")

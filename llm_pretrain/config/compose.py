@@ -26,6 +26,8 @@ from llm_pretrain.config.rules import check
 from llm_pretrain.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+AUTO = "auto"
+"""The learning rate that `tuned_on` decides."""
 
 # libyaml where PyYAML was built with it: the same result, ten times as fast.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -85,10 +87,20 @@ def override(config: schema.TrainConfig, overrides: Sequence[str]) -> schema.Tra
 
 
 def build_train(data: dict[str, Any]) -> schema.TrainConfig:
-    """Plain values to a checked TrainConfig. Raises UserError."""
+    """Plain values to a checked TrainConfig, the rate "auto" to a number. Raises UserError."""
+    if data.get("optimizer", {}).get("lr") == AUTO:
+        data = {**data, "optimizer": {**data["optimizer"], "lr": _tuned_rate(data)}}
     config = build(schema.TrainConfig, data)
     check(config)
     return config
+
+
+def _tuned_rate(data: dict[str, Any]) -> float:
+    # Late, since it reads configs itself.
+    from llm_pretrain.theory.tuned import tuned  # noqa: PLC0415
+
+    any_rate = {**data["optimizer"], "lr": 1.0}
+    return tuned(build(schema.TrainConfig, {**data, "optimizer": any_rate})).lr
 
 
 def build(cls: type[T], data: dict[str, Any]) -> T:

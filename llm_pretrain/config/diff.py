@@ -9,7 +9,7 @@ from llm_pretrain.config.schema import TrainConfig, to_dict
 
 _OPERATIONAL = (
     *("run.name", "run.root", "run.dir", "engine", "cluster", "logger", "eval", "checkpoint"),
-    *("plan", "resume", "data.cache", "data.workers", "data.micro_batch"),
+    *("plan", "resume", "tuned_on", "data.cache", "data.workers", "data.micro_batch"),
 )
 _OPERATIONAL_PREFIXES = tuple(f"{group}." for group in _OPERATIONAL)
 

@@ -67,7 +67,7 @@ class OptimizerConfig:
     """Update rule."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate; the schedule multiplies it. The paper's constant rate is half of the
-    best cosine peak."""
+    best cosine peak. auto: from `tuned_on`."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the first moment."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -236,6 +236,9 @@ class TrainConfig:
     """Branches wanted from this run; the steps they start from are saved and never deleted."""
     past: list[Segment] = field(default_factory=list)
     """Ancestors, oldest first; written by the branch manager, empty for a trunk."""
+    tuned_on: str | None = None
+    """Directory of a run whose learning rate was tuned. With optimizer.lr=auto, the theory's ratio
+    between the two schedules times that rate is this run's."""
     resume: str | None = None
     """Run directory to continue; everything else then comes from its config.yaml."""
 

@@ -14,6 +14,7 @@ from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import EXIT_CONTINUE, EXIT_OK, UserError, guarded
 from llm_pretrain.runs import Run
 from llm_pretrain.train.start import (
+    check_job,
     done,
     enlist,
     launch_all,
@@ -70,7 +71,9 @@ def _hydra(
     parsed = composing.check_overrides(overrides, TrainConfig, search)
     if "--multirun" in flags or "-m" in flags:
         for combination in composing.sweep(parsed):
-            composing.compose(combination, config_dir)
+            config = composing.compose(combination, config_dir)
+            if not stays_here(config):
+                check_job(config)
     composing.register()
     codes: list[int] = []
     waiting: list[tuple[Run, ClusterConfig]] = []

@@ -27,7 +27,7 @@ from llm_pretrain.errors import (
     LostRankError,
     UserError,
 )
-from llm_pretrain.records import new_record, now
+from llm_pretrain.records import now
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import schedule_of
 from llm_pretrain.train import flight, rollcall
@@ -36,7 +36,7 @@ from llm_pretrain.train.hardware import device_name
 from llm_pretrain.train.interrupt import watch
 from llm_pretrain.train.loop import Calendar, Outcome, Trainer
 from llm_pretrain.train.lost import Witness
-from llm_pretrain.train.start import check_change, finished
+from llm_pretrain.train.start import check_change, finished, obtain
 from llm_pretrain.train.state import restore
 from llm_pretrain.train.watchdog import Watchdog
 from llm_pretrain.world import World, join
@@ -89,9 +89,8 @@ class Session:
     def _obtain(self) -> None:
         """The run directory exists when this returns."""
         if not Run.exists(self.path):
-            name, total = self.config.run.name, schedule_of(self.config).total
             atomic.remove_leftovers(self.path.parent)
-            Run.create(self.config, new_record(name, total=total, overrides=self.overrides))
+            obtain(self.config, self.overrides)
 
     def _ready(self, run: Run, prepared: Prepared) -> None:
         """Under the lock: apply an allowed change, clean up after a crash."""

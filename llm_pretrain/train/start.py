@@ -14,11 +14,11 @@ from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import override
 from llm_pretrain.config.diff import all_fields, differences, trajectory
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.engine.layout import Layout, passes
 from llm_pretrain.errors import EXIT_OK, UserError
 from llm_pretrain.records import new_record
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import schedule_of
+from llm_pretrain.theory.tuned import source
 
 
 def start(config: TrainConfig, overrides: Sequence[str] = (), *, wait: bool = False) -> int:
@@ -54,7 +54,12 @@ def placed(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
             "choose another run.name or run.dir, or continue it with: "
             f"llm-pretrain train resume={path}"
         )
-    return Run.open(path).config if Run.exists(path) else config
+    if Run.exists(path):
+        return Run.open(path).config
+    origin = source(config)
+    if origin and os.environ.get("RANK", "0") == "0":
+        print(origin, flush=True)
+    return config
 
 
 def resume(path: Path, overrides: Sequence[str] = (), *, wait: bool = False) -> int:
@@ -66,6 +71,7 @@ def resume(path: Path, overrides: Sequence[str] = (), *, wait: bool = False) -> 
         return EXIT_OK
     if stays_here(config):
         return _train(config, path, overrides)
+    check_job(config)
     if config != run.config:
         with run.hold():
             check_change(run, config)
@@ -88,14 +94,35 @@ def train_here(path: Path, *, patience: float = 0.0) -> int:
 def enlist(config: TrainConfig, overrides: Sequence[str]) -> Run:
     """The directory of a run that a job will train, created if need be.
 
-    Raises UserError when the batch does not divide over the job's ranks.
+    Raises UserError when no job could train it.
     """
-    cluster = config.cluster
-    passes(config.data, Layout.of(config.engine, cluster.nodes * cluster.devices_per_node))
-    if Run.exists(Path(config.run.dir)):
-        return Run.open(Path(config.run.dir))
-    total = schedule_of(config).total
-    return Run.create(config, new_record(config.run.name, total=total, overrides=overrides))
+    check_job(config)
+    return obtain(config, overrides)
+
+
+def obtain(config: TrainConfig, overrides: Sequence[str]) -> Run:
+    """The directory of the run that `config` describes, created if need be. Raises UserError."""
+    path = Path(config.run.dir)
+    if Run.exists(path):
+        return Run.open(path)
+    total, origin = schedule_of(config).total, source(config)
+    record = new_record(config.run.name, total=total, overrides=overrides, lr_source=origin)
+    return Run.create(config, record)
+
+
+def check_job(config: TrainConfig) -> None:
+    """Raise UserError for what can be known of a run's job before it is asked for."""
+    from launch.start import check_ranks  # noqa: PLC0415  (as below)
+
+    check_launch(config.cluster)
+    check_ranks(config, config.cluster)
+
+
+def check_launch(cluster: ClusterConfig) -> None:
+    """Raise UserError when nothing could be handed over from here, before anything is created."""
+    from launch.start import check_launch as check  # noqa: PLC0415  (as below)
+
+    check(cluster)
 
 
 def done(config: TrainConfig, path: Path) -> bool:
