@@ -7,17 +7,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from llm_pretrain.branch.extend import propose
 from llm_pretrain.branch.plan import Branch
 from llm_pretrain.branch.reconcile import Look, Row, apply, compare, wanted
 from llm_pretrain.branch.watch import Watcher
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose_branch, override
 from llm_pretrain.config.rules import check_branch_spec
-from llm_pretrain.config.schema import BranchSpec
+from llm_pretrain.config.schema import BranchArgs, BranchSpec
 from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean
 from llm_pretrain.runs import Run, Seen
 from llm_pretrain.train.start import check_launch, launch_all
 
+_BY = {"both": "", "rate": "lower rate", "cooldown": "longer cooldown"}
 _ACTIONS = ("plan", "apply", "watch")
 _WATCH_SECONDS = 30.0
 
@@ -84,8 +86,10 @@ def look(parent: Run, branches: Sequence[Branch]) -> Look:
     return Look(runs, Queue.ask(jobs).status)
 
 
-def _specs(parent: Run, asked: BranchSpec) -> list[BranchSpec]:
+def _specs(parent: Run, asked: BranchArgs) -> list[BranchSpec]:
     """What the command line asks for, else the plan in the run's own config."""
+    if asked.extend is not None:
+        return _extended(parent, asked)
     if asked.at or asked.ends:
         check_branch_spec(asked, "branch")
         plain = BranchSpec(asked.at, asked.ends, asked.cooldown, asked.rewarmup, asked.overrides)
@@ -96,6 +100,17 @@ def _specs(parent: Run, asked: BranchSpec) -> list[BranchSpec]:
             'where branches start, or "ends=[500 steps]" for their horizons'
         )
     return list(parent.config.plan)
+
+
+def _extended(parent: Run, asked: BranchArgs) -> list[BranchSpec]:
+    """The theory's branches to a longer horizon, which are shown with their bounds."""
+    proposals = propose(parent, asked)
+    kept = [p for p in proposals if p.what.startswith(_BY[asked.extend_by])]
+    print(f"{parent.path} to {asked.extend}, by the bound of Schaipp et al. 2025:")
+    for proposal in proposals:
+        best = ", preferred" if proposal is proposals[0] and len(proposals) > 1 else ""
+        print(f"  {proposal.what} (bound {proposal.bound:.3f} of going on as it is{best})")
+    return [proposal.spec for proposal in kept]
 
 
 def _cluster(parent: Run, asked: BranchSpec) -> ClusterConfig:

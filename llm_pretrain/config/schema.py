@@ -201,6 +201,11 @@ class BranchArgs(BranchSpec):
 
     parent: str | None = None
     """Directory of the run to branch from."""
+    extend: Duration | None = None
+    """A longer horizon for a constant run, such as "200k steps". Instead of `at` and `ends`: the
+    theory fills in a lower rate for one branch and a longer cooldown for another."""
+    extend_by: Literal["both", "rate", "cooldown"] = "both"
+    """Which of the two branches."""
 
 
 @dataclass(config=RULES)
