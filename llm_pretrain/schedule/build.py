@@ -138,7 +138,7 @@ def _stages(
     for i, stage in enumerate(config.stages):
         drop = _point(f"schedule.stages.{i}.at", stage.at, clock)
         end = drop + clock.length(stage.ramp, lengths.total)
-        if start.last and (end <= start.step or drop >= lengths.fall):
+        if start.last and (drop < start.step >= end or drop >= lengths.fall):
             continue  # the ancestors have had it, or this branch cools down before it
         if not (at <= drop or start.last) or drop >= lengths.fall or end > lengths.fall:
             raise UserError(

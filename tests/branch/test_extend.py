@@ -18,7 +18,7 @@ Cli = Callable[..., int]
 
 @pytest.fixture
 def trunk(tmp_path: Path) -> Run:
-    """A constant run of 4,000 steps without warmup, a checkpoint every 100; as far as plans look."""
+    """A constant run of 4,000 steps without warmup, a checkpoint every 100, as plans see it."""
     asked = ["experiment=demo", "plan=[]", "schedule.total=4000 steps", "schedule.warmup=0 steps"]
     config = compose([*asked, f"run.dir={tmp_path / 'trunk'}", "optimizer.lr=1e-3"])
     run = Run.create(config, new_record("trunk", total=4000))
