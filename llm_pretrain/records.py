@@ -3,7 +3,7 @@
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,6 +79,8 @@ class Record:
     """What differs from the parent, or what the command line asked for."""
     lr_source: str | None = None
     """Where a learning rate is from that was not given as a number."""
+    prediction: dict[str, float] | None = None
+    """What a branch was expected to end at when it was made: loss, low, high in nats."""
     fingerprints: Fingerprints | None = None
     """Noted whenever config.yaml is written; None: by a version that did not."""
     git: dict[str, Any] = field(default_factory=dict)
@@ -156,6 +158,7 @@ def new_record(
     parent_dir: str | None = None,
     parent_checkpoint: str | None = None,
     lr_source: str | None = None,
+    prediction: Mapping[str, float] | None = None,
     code: Code | None = None,
 ) -> Record:
     """The record of a run that is about to be created.
@@ -175,6 +178,7 @@ def new_record(
         parent_checkpoint=parent_checkpoint,
         overrides=list(overrides),
         lr_source=lr_source,
+        prediction=dict(prediction) if prediction else None,
         git=code.git,
         versions=code.versions,
     )

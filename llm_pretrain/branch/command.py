@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from llm_pretrain.branch.extend import propose
+from llm_pretrain.branch.forecast import forecast
 from llm_pretrain.branch.plan import Branch
-from llm_pretrain.branch.reconcile import Look, Row, apply, compare, wanted
+from llm_pretrain.branch.reconcile import Look, apply, compare, wanted
+from llm_pretrain.branch.show import show
 from llm_pretrain.branch.watch import Watcher
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose_branch, override
@@ -45,15 +44,22 @@ def branch(arguments: Sequence[str]) -> int:
     if action == "watch":
         check_launch(cluster)
         start = partial(launch_all, cluster=cluster)
-        watcher = Watcher(parent, branches, lambda: look(parent, branches), start)
+        watcher = Watcher(
+            parent,
+            branches,
+            look=lambda: look(parent, branches),
+            foresee=lambda due: forecast(parent, due).recorded,
+            launch=start,
+        )
         return watcher.watch(seconds)
     rows = compare(parent, branches, look(parent, branches))
-    show(parent, rows)
+    expected = forecast(parent, branches)
+    show(parent, rows, expected)
     if action == "plan":
         return EXIT_OK
     if any(row.action in ("start", "continue") for row in rows):
         check_launch(cluster)
-    runs = apply(parent, rows)
+    runs = apply(parent, rows, expected.recorded)
     if not runs:
         print("nothing to start")
         return EXIT_OK
@@ -92,7 +98,13 @@ def _specs(parent: Run, asked: BranchArgs) -> list[BranchSpec]:
         return _extended(parent, asked)
     if asked.at or asked.ends:
         check_branch_spec(asked, "branch")
-        plain = BranchSpec(asked.at, asked.ends, asked.cooldown, asked.rewarmup, asked.overrides)
+        plain = BranchSpec(
+            at=asked.at,
+            ends=asked.ends,
+            cooldown=asked.cooldown,
+            rewarmup=asked.rewarmup,
+            overrides=asked.overrides,
+        )
         return [plain]
     if not parent.config.plan:
         raise UserError(
@@ -117,25 +129,3 @@ def _cluster(parent: Run, asked: BranchSpec) -> ClusterConfig:
     """Where the branches run: as their parent, but for what the command line says."""
     chosen = [o for o in asked.overrides if o.lstrip("+").startswith("cluster")]
     return override(parent.config, chosen).cluster
-
-
-def show(parent: Run, rows: Sequence[Row]) -> None:
-    """Print the table of branches."""
-    table = Table(title=f"Branches of {parent.path}", title_justify="left")
-    for name in ("branch", "from", "to", "ends in", "state", "apply would"):
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(
-            row.branch.path.name,
-            str(row.branch.start),
-            str(row.branch.end),
-            row.branch.schedule.phases[-1].kind,
-            row.status,
-            {"none": "do nothing"}.get(row.action, row.action),
-        )
-    console = Console()
-    console.print(table)
-    for row in rows:
-        if row.reason:
-            text = f"{row.branch.path.name}: {row.reason}"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,9 +1,10 @@
 """Compare the branches that should exist with the run directories; start what is missing."""
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from llm_pretrain.branch.plan import Branch, Origin, expand
@@ -16,6 +17,8 @@ from llm_pretrain.records import Parent, new_record
 from llm_pretrain.runs import Run, Seen
 from llm_pretrain.schedule.schedule import schedule_of
 
+Predictions = Mapping[Path, Mapping[str, float]]
+"""Final loss and its interval, by run directory, as run.json keeps them."""
 Action = Literal["none", "start", "continue", "wait", "impossible"]
 
 
@@ -67,11 +70,14 @@ def compare(parent: Run, branches: Sequence[Branch], look: Look) -> list[Row]:
     return rows
 
 
-def apply(parent: Run, rows: Sequence[Row]) -> list[Run]:
+def apply(
+    parent: Run, rows: Sequence[Row], predictions: Predictions = MappingProxyType({})
+) -> list[Run]:
     """Create the missing run directories; returns the runs that are to be trained now.
 
-    Raises UserError before anything is created when a branch is impossible, or when the checkpoint
-    of one that would start is damaged.
+    `predictions`: what is written down of the branches that start. Raises UserError before anything
+    is created when a branch is impossible, or when the checkpoint of one that would start is
+    damaged.
     """
     impossible = [f"{row.branch.path.name}: {row.reason}" for row in rows if _hopeless(row)]
     if impossible:
@@ -88,7 +94,7 @@ def apply(parent: Run, rows: Sequence[Row]) -> list[Run]:
             parent.unpin(branch.start, branch.path.name)
         raise
     if starting:
-        _create(parent, starting, store)
+        _create(parent, starting, store, predictions)
     return [Run.open(r.branch.path) for r in rows if r.action in ("start", "continue")]
 
 
@@ -138,7 +144,9 @@ def _hopeless(row: Row) -> bool:
     return row.action == "impossible"
 
 
-def _create(parent: Run, branches: Sequence[Branch], store: CheckpointStore) -> None:
+def _create(
+    parent: Run, branches: Sequence[Branch], store: CheckpointStore, predictions: Predictions
+) -> None:
     link, code = parent.record.id, Code.current()
     for branch in branches:
         record = new_record(
@@ -148,6 +156,7 @@ def _create(parent: Run, branches: Sequence[Branch], store: CheckpointStore) -> 
             parent=Parent(link, branch.start),
             parent_dir=f"../{parent.path.name}",
             parent_checkpoint=store.identity(branch.start),
+            prediction=predictions.get(branch.path),
             code=code,
         )
         Run.create(branch.config, record, parent.tokenizer_path)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from llm_pretrain.branch.plan import Branch
-from llm_pretrain.branch.reconcile import Look, Row, apply, compare
+from llm_pretrain.branch.reconcile import Look, Predictions, Row, apply, compare
 from llm_pretrain.errors import EXIT_FAILED, EXIT_OK, UserError
 from llm_pretrain.runs import Run
 
@@ -23,12 +23,15 @@ class Watcher:
         self,
         parent: Run,
         branches: Sequence[Branch],
+        *,
         look: Callable[[], Look],
+        foresee: Callable[[Sequence[Branch]], Predictions],
         launch: Callable[[Sequence[Run]], int],
     ) -> None:
-        """`look`: asks the scheduler once. `launch`: starts runs, or hands them over."""
+        """`look`: asks the scheduler once. `foresee`: predicts the losses of branches about to
+        start. `launch`: starts runs, or hands them over."""
         self._parent, self._branches = parent, branches
-        self._look, self._launch = look, launch
+        self._look, self._foresee, self._launch = look, foresee, launch
         self._said: dict[str, str] = {}
 
     def watch(self, seconds: float) -> int:
@@ -54,7 +57,8 @@ class Watcher:
             self._say(row.branch.path.name, _line(row))
         if due:
             try:
-                self._launch(apply(self._parent, due))
+                foreseen = self._foresee([row.branch for row in due])
+                self._launch(apply(self._parent, due, foreseen))
             except UserError as error:
                 # Such as a limit on the number of jobs, which the next round may find lifted.
                 self._say("", f"not started now: {error}")

@@ -8,13 +8,11 @@ from typing import Any
 from llm_pretrain.report import curves, words
 from llm_pretrain.report.curves import Curve
 from llm_pretrain.report.data import RunData
-from llm_pretrain.report.style import Look, looks
+from llm_pretrain.report.style import Look, base_layout, looks
 
 Figure = dict[str, Any]
 
 _AXES = {"tokens": "Training tokens", "steps": "Steps (optimizer updates)"}
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_GRID = "#e3e3e3"
 
 
 def validation_loss(runs: Sequence[RunData]) -> Figure | None:
@@ -109,23 +107,12 @@ def label(run: RunData) -> str:
 
 
 def _layout(drawn: Sequence[Curve], title: str) -> dict[str, Any]:
-    axis = {"gridcolor": _GRID, "zeroline": False, "linecolor": "#888888", "ticks": "outside"}
     columns = max(1, 1050 // (7 * max(len(curve.run.label) for curve in drawn) + 60))
     legend_rows = math.ceil(len(drawn) / columns)
-    return {
-        "template": "none",
-        "height": 480 + 22 * legend_rows,
-        "margin": {"l": 75, "r": 25, "t": 50, "b": 60},
-        "paper_bgcolor": "#ffffff",
-        "plot_bgcolor": "#ffffff",
-        "font": {"family": _FONT, "size": 13, "color": "#222222"},
-        "hovermode": "closest",
-        "hoverlabel": {"align": "left", "font": {"family": _FONT}},
-        "xaxis": {**axis, "title": {"text": _AXES["tokens"]}, "exponentformat": "B"},
-        "yaxis": {**axis, "title": {"text": title}},
-        "legend": {"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"},
-        "updatemenus": [_switch(drawn)],
-    }
+    layout = base_layout(480 + 22 * legend_rows, _AXES["tokens"], title)
+    layout["xaxis"]["exponentformat"] = "B"
+    layout["updatemenus"] = [_switch(drawn)]
+    return layout
 
 
 def _switch(drawn: Sequence[Curve]) -> dict[str, Any]:

@@ -98,8 +98,9 @@ def trunk_table(gains: Sequence[Gain]) -> str:
         Column("trunk's at equal tokens", "number"),
         Column("gain", "number"),
         Column("the cooldown is"),
+        Column("predicted before it ran", "number"),
     ]
-    return table(columns, [_trunk_row(gain) for gain in gains])
+    return table(columns, [[*_trunk_row(gain), words.predicted(gain)] for gain in gains])
 
 
 def _trunk_row(gain: Gain) -> list[str]:

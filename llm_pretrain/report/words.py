@@ -52,6 +52,19 @@ def gain(comparison: Comparison | None) -> str:
     return f"{signed(comparison.gain)} ± {comparison.stderr:.4f}"
 
 
+def predicted(cooldown: Gain) -> str:
+    """3.1234 (3.1200 to 3.1260), with how far off it was once the run has ended; or a dash."""
+    found = cooldown.run.record.prediction
+    if found is None:
+        return DASH
+    text = f"{found['loss']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
+    if cooldown.end is None:
+        return text
+    inside = found["low"] <= cooldown.end.loss <= found["high"]
+    off = signed(found["loss"] - cooldown.end.loss)
+    return f"{text}; {off}, {'inside' if inside else 'outside of'} its interval of 80%"
+
+
 def verdict(comparison: Comparison) -> str:
     """Which of the two is lower, in standard errors, when that is clear."""
     distance = f"{abs(comparison.sigmas):.1f} se"

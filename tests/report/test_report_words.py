@@ -86,7 +86,9 @@ def test_branch_command_reproduces_the_branch(tmp_path: Path) -> None:
         assert (name, action) == ("branch", "apply")
         asked = compose_branch(overrides)
         assert asked.parent == str(trunk.path)
-        spec = BranchSpec(asked.at, asked.ends, asked.cooldown, asked.overrides)
+        spec = BranchSpec(
+            at=asked.at, ends=asked.ends, cooldown=asked.cooldown, overrides=asked.overrides
+        )
         (again,) = expand(Origin(trunk.config, trunk.record.id, trunk.path), spec)
         assert again.config == run.config
 

@@ -1,0 +1,149 @@
+"""Fit of a law to observations by the posterior's mode, and predictions with their uncertainty."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.optimize import least_squares
+
+from llm_pretrain.predict.discrepancy import Discrepancy, places
+from llm_pretrain.predict.history import Array, Case
+from llm_pretrain.predict.law import Law
+from llm_pretrain.predict.observe import Observation, lowest
+from llm_pretrain.predict.prior import Prior
+
+_STEP = 1e-4
+"""Of the finite differences; parameters are logarithms or of order 1."""
+_ABSURD = 1e3
+"""Nats."""
+_DOUBLINGS = 6
+"""How often the law's error may be doubled: from 0.003 to 0.2 nats."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is fitted: the law, what was seen, what was known."""
+
+    law: Law
+    observations: tuple[Observation, ...]
+    prior: Prior
+    decay: float
+    """Weight decay of the optimizer."""
+    offset: tuple[float, float] = (0.0, 0.0)
+    """Mean and deviation of how much lower losses of the kind "curve" are measured than final ones;
+    zeros when both are of the same sample."""
+    discrepancy: Discrepancy = field(default_factory=Discrepancy)
+
+    @property
+    def cases(self) -> list[Case]:
+        """Where the losses were measured."""
+        return [o.case for o in self.observations]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The mode of the posterior, with what predictions need."""
+
+    problem: Problem
+    values: Array
+    """Parameters of the law and, last, the offset of curves: shape (P + 1,)."""
+    covariance: Array
+    """Of the parameters, linearised at the mode: shape (P + 1, P + 1)."""
+    residuals: Array
+    """Measured less fitted losses, without the discrepancy, nats: shape (N,)."""
+    jacobian: Array
+    """Of the fitted losses: shape (N, P + 1)."""
+    noise: Array
+    """Covariance of the residuals, with that of the discrepancy: shape (N, N)."""
+
+    def predict(self, cases: Sequence[Case]) -> tuple[Array, Array]:
+        """Expected final losses of `cases` and their standard deviations, both of shape (M,).
+
+        The deviation is that of the mean: the noise of the run itself comes on top.
+        """
+        law, gap = self.problem.law, self.problem.discrepancy
+        ready = law.prepare(cases, self.problem.decay)
+        count = len(law.names)
+
+        def losses(values: Array) -> Array:
+            return law.losses(values[:count], ready)
+
+        here = places(cases)
+        near = gap.covariance(here, places(self.problem.cases))  # (M, N)
+        weights = cho_solve(cho_factor(self.noise, lower=True), near.T).T
+        mean = losses(self.values) + weights @ self.residuals
+        slope = _jacobian(losses, self.values) - weights @ self.jacobian
+        spread = np.einsum("ij,jk,ik->i", slope, self.covariance, slope)
+        spread += gap.deviation**2 - np.sum(weights * near, axis=1)
+        return mean, np.sqrt(np.maximum(spread, 0))
+
+
+def fit(problem: Problem, start: Array | None = None) -> Fit:
+    """The most probable parameters, given the observations and the prior.
+
+    Where a larger error of the law than the usual one makes the observations more probable, it is
+    doubled until it no longer does, and the predictions become as uncertain. In about a second.
+    """
+    found, surprise = _solve(problem, start)
+    for _ in range(_DOUBLINGS):
+        gap = Discrepancy(found.problem.discrepancy.deviation * 2)
+        other, its_surprise = _solve(replace(problem, discrepancy=gap), found.values)
+        if its_surprise >= surprise:
+            break
+        found, surprise = other, its_surprise
+    return found
+
+
+def _solve(problem: Problem, start: Array | None) -> tuple[Fit, float]:
+    """The fit with a given discrepancy, and minus the logarithm of the probability of what was
+    seen, at the mode and up to a constant."""
+    law, count = problem.law, len(problem.law.names)
+    ready = law.prepare(problem.cases, problem.decay)
+    is_curve = np.array([o.kind == "curve" for o in problem.observations], dtype=np.float64)
+    measured = np.array([o.loss for o in problem.observations])
+
+    def losses(values: Array) -> Array:
+        # A trial step of the solver may go where the law overflows: it must only be a bad step.
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = law.losses(values[:count], ready) - values[count] * is_curve
+        return np.where(np.abs(found) < _ABSURD, found, _ABSURD)
+
+    here = places(problem.cases)
+    noise = problem.discrepancy.covariance(here, here)
+    noise += np.diag([o.deviation**2 for o in problem.observations])
+    low = np.linalg.cholesky(noise)
+    mean, prior_low = _prior(problem)
+
+    def weighed(values: Array) -> Array:
+        data = solve_triangular(low, measured - losses(values), lower=True)
+        known = solve_triangular(prior_low, values - mean, lower=True)
+        return np.concatenate([data, known])
+
+    scale = np.minimum(np.sqrt(np.sum(prior_low**2, axis=1)), 1)
+    best: Any = least_squares(
+        weighed, mean if start is None else start, x_scale=scale, max_nfev=60, ftol=1e-6, xtol=1e-6
+    )
+    covariance = np.linalg.inv(best.jac.T @ best.jac)
+    residuals = measured - losses(best.x)
+    found = Fit(problem, best.x, covariance, residuals, _jacobian(losses, best.x), noise)
+    return found, float(best.cost + np.sum(np.log(np.diag(low))))
+
+
+def _prior(problem: Problem) -> tuple[Array, Array]:
+    """Mean and Cholesky factor of the covariance of the parameters and the offset."""
+    size = len(problem.law.names)
+    middle, deviation = problem.offset
+    mean = np.append(problem.prior.at(lowest(problem.observations)), middle)
+    low = np.zeros((size + 1, size + 1))
+    low[:size, :size] = np.linalg.cholesky(problem.prior.covariance)
+    low[size, size] = max(deviation, 1e-9)
+    return mean, low
+
+
+def _jacobian(losses: Callable[[Array], Array], values: Array) -> Array:
+    """Central differences, shape (N, P + 1)."""
+    steps = np.eye(len(values)) * _STEP
+    columns = [(losses(values + s) - losses(values - s)) / (2 * _STEP) for s in steps]
+    return np.stack(columns, axis=1)
