@@ -21,6 +21,7 @@ _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns 
   llm-pretrain preflight [KEY=VALUE ...]              whether these nodes are fit to train
   llm-pretrain schedule show [RUN] [KEY=VALUE ...]    the learning rate, phase by phase, drawn
   llm-pretrain theory bound|transfer|extend|compare   what the theory says about learning rates
+  llm-pretrain reanalyse RUNS.json                    published logs against theory and predictor
 
 'llm-pretrain train --help', 'branch --help' and 'estimate --help' explain every KEY.
 Exit codes: 0 done, 1 another rank was lost, 2 bad input, 3 estimate: it does not fit, 75 stopped on
@@ -45,6 +46,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         "preflight": _preflight,
         "schedule": _schedule,
         "theory": _theory,
+        "reanalyse": _reanalyse,
     }
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_HELP)
@@ -133,6 +135,12 @@ def _theory(arguments: Sequence[str]) -> int:
     from llm_pretrain.theory.command import theory
 
     return theory(arguments)
+
+
+def _reanalyse(arguments: Sequence[str]) -> int:
+    from llm_pretrain.reanalyse.command import reanalyse
+
+    return reanalyse(arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fit of a law to observations by the posterior's mode, and predictions with their uncertainty."""
+"""Fit of a law to observations: parameters by the posterior's mode, and how sure a prediction is."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +20,10 @@ _ABSURD = 1e3
 """Nats."""
 _DOUBLINGS = 6
 """How often the law's error may be doubled: from 0.003 to 0.2 nats."""
+_WIDER = (1.0, 2.0, 4.0, 8.0)
+"""By how much the prior may be too narrow for a model unlike those that it was pooled from."""
+_NEGLIGIBLE = 0.01
+"""Probability below which one of these is left out."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Fit:
     """Of the fitted losses: shape (N, P + 1)."""
     noise: Array
     """Covariance of the residuals, with that of the discrepancy: shape (N, N)."""
+    surprise: float
+    """Minus the logarithm of the probability of what was seen, up to a constant."""
 
     def predict(self, cases: Sequence[Case]) -> tuple[Array, Array]:
         """Expected final losses of `cases` and their standard deviations, both of shape (M,).
@@ -80,25 +86,61 @@ class Fit:
         return mean, np.sqrt(np.maximum(spread, 0))
 
 
+@dataclass(frozen=True)
+class Posterior:
+    """Fits with priors of several widths, each as probable as it makes what was seen."""
+
+    parts: tuple[tuple[float, Fit], ...]
+    """Probabilities, which add up to 1, and fits; the most probable first."""
+
+    @property
+    def best(self) -> Fit:
+        """The most probable fit."""
+        return self.parts[0][1]
+
+    def predict(self, cases: Sequence[Case]) -> tuple[Array, Array]:
+        """As `Fit.predict`, with the mean and the deviation of the mixture."""
+        found = [(weight, *part.predict(cases)) for weight, part in self.parts]
+        mean = np.sum([weight * own for weight, own, _ in found], axis=0)
+        squares = [weight * (dev**2 + (own - mean) ** 2) for weight, own, dev in found]
+        return mean, np.sqrt(np.sum(squares, axis=0))
+
+
+def infer(problem: Problem) -> Posterior:
+    """Fit with the prior as it is and with wider ones, weighed by the evidence.
+
+    A model like those that the prior was pooled from is best explained by the prior as it is, and
+    profits from it; one of another kind by a wider one. In less than a second.
+    """
+    found = [fit(replace(problem, prior=problem.prior.times(width))) for width in _WIDER]
+    least = min(part.surprise for part in found)
+    weights = np.exp([least - part.surprise for part in found])
+    kept = weights > _NEGLIGIBLE * weights.sum()
+    total = float(weights[kept].sum())
+    parts = [
+        (float(w) / total, part) for w, part, keep in zip(weights, found, kept, strict=True) if keep
+    ]
+    return Posterior(tuple(sorted(parts, key=lambda part: -part[0])))
+
+
 def fit(problem: Problem, start: Array | None = None) -> Fit:
     """The most probable parameters, given the observations and the prior.
 
     Where a larger error of the law than the usual one makes the observations more probable, it is
-    doubled until it no longer does, and the predictions become as uncertain. In about a second.
+    doubled until it no longer does, and the predictions become as uncertain.
     """
-    found, surprise = _solve(problem, start)
+    found = _solve(problem, start)
     for _ in range(_DOUBLINGS):
         gap = Discrepancy(found.problem.discrepancy.deviation * 2)
-        other, its_surprise = _solve(replace(problem, discrepancy=gap), found.values)
-        if its_surprise >= surprise:
+        other = _solve(replace(problem, discrepancy=gap), found.values)
+        if other.surprise >= found.surprise:
             break
-        found, surprise = other, its_surprise
+        found = other
     return found
 
 
-def _solve(problem: Problem, start: Array | None) -> tuple[Fit, float]:
-    """The fit with a given discrepancy, and minus the logarithm of the probability of what was
-    seen, at the mode and up to a constant."""
+def _solve(problem: Problem, start: Array | None) -> Fit:
+    """The fit with a given discrepancy."""
     law, count = problem.law, len(problem.law.names)
     ready = law.prepare(problem.cases, problem.decay)
     is_curve = np.array([o.kind == "curve" for o in problem.observations], dtype=np.float64)
@@ -125,10 +167,20 @@ def _solve(problem: Problem, start: Array | None) -> tuple[Fit, float]:
     best: Any = least_squares(
         weighed, mean if start is None else start, x_scale=scale, max_nfev=60, ftol=1e-6, xtol=1e-6
     )
-    covariance = np.linalg.inv(best.jac.T @ best.jac)
-    residuals = measured - losses(best.x)
-    found = Fit(problem, best.x, covariance, residuals, _jacobian(losses, best.x), noise)
-    return found, float(best.cost + np.sum(np.log(np.diag(low))))
+    precision = best.jac.T @ best.jac
+    # Laplace's approximation: half the logarithms of determinants of the noise, of the prior, and
+    # of the posterior's inverse covariance.
+    surprise = best.cost + np.sum(np.log(np.diag(low))) + np.sum(np.log(np.diag(prior_low)))
+    surprise += np.linalg.slogdet(precision)[1] / 2
+    return Fit(
+        problem=problem,
+        values=best.x,
+        covariance=np.linalg.inv(precision),
+        residuals=measured - losses(best.x),
+        jacobian=_jacobian(losses, best.x),
+        noise=noise,
+        surprise=float(surprise),
+    )
 
 
 def _prior(problem: Problem) -> tuple[Array, Array]:

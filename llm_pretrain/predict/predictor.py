@@ -7,7 +7,7 @@ import numpy as np
 
 from llm_pretrain.errors import UserError
 from llm_pretrain.predict.angular import AngularLaw
-from llm_pretrain.predict.fit import Fit, Problem, fit
+from llm_pretrain.predict.fit import Posterior, Problem, infer
 from llm_pretrain.predict.history import Array, Case, History
 from llm_pretrain.predict.law import Law, named
 from llm_pretrain.predict.observe import REPEAT, Observation
@@ -36,8 +36,8 @@ class Prediction:
 class Predictor:
     """A law fitted to the runs of one model on one mixture of data, with one batch size."""
 
-    def __init__(self, found: Fit, noise: float = REPEAT) -> None:
-        self._fit = found
+    def __init__(self, found: Posterior, noise: float = REPEAT) -> None:
+        self._found = found
         self._noise = noise
 
     @classmethod
@@ -66,13 +66,13 @@ class Predictor:
         law = law or AngularLaw()
         known = shipped(law) if prior is None else prior
         problem = Problem(law, tuple(observations), known, weight_decay, offset)
-        return cls(fit(problem), noise)
+        return cls(infer(problem), noise)
 
     @property
     def parameters(self) -> dict[str, float]:
-        """The fitted parameters of the law, by name."""
-        law = self._fit.problem.law
-        return named(law, self._fit.values[: len(law.names)])
+        """The most probable parameters of the law, by name."""
+        law = self._found.best.problem.law
+        return named(law, self._found.best.values[: len(law.names)])
 
     def predict(self, schedule: Schedule | History | Array, step: int | None = None) -> Prediction:
         """The loss after `step` updates (all of them when None) of a run with this schedule.
@@ -88,7 +88,7 @@ class Predictor:
         cases = [_case(schedule, step) for schedule, step in runs]
         if not cases:
             return []
-        mean, deviation = self._fit.predict(cases)
+        mean, deviation = self._found.predict(cases)
         half = QUANTILE * np.hypot(deviation, self._noise)
         return [
             Prediction(float(m), float(m - h), float(m + h))
@@ -101,7 +101,7 @@ class Predictor:
         Beyond the rates and lengths seen, the law goes on as it was; training need not. Above the
         largest rate, it may become unstable, which no law here knows.
         """
-        case, seen = _case(schedule, step), self._fit.problem.cases
+        case, seen = _case(schedule, step), self._found.best.problem.cases
         rate, rates = case.history.peak(case.step), [c.history.peak(c.step) for c in seen]
         if not min(rates) / _RATES <= rate <= max(rates) * _RATES:
             return (

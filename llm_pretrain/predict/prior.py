@@ -34,6 +34,10 @@ class Prior:
         added = np.array([deviations.get(name, 0.0) for name in self.names])
         return Prior(self.names, self.mean, self.covariance + np.diag(added**2))
 
+    def times(self, width: float) -> "Prior":
+        """The same with all deviations `width` times as large."""
+        return Prior(self.names, self.mean, self.covariance * width**2)
+
     def to_dict(self) -> dict[str, object]:
         """Plain values, rounded to six digits; `from_dict` gives the prior back."""
         rows = [[float(f"{x:.6g}") for x in row] for row in self.covariance]

@@ -1,13 +1,15 @@
 """The cluster of the tests of a process, and its state at the start of each test."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.ranks.commands import Zygote
 from tests.slurm.cluster import Cluster, unavailable
 from tests.slurm.lab import Lab
+from tests.support import tiny
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +47,21 @@ def slurm(running_cluster: Cluster) -> Cluster:
 def lab(slurm: Cluster, tmp_path: Path, corpus: Path, cache: Path) -> Lab:
     """Runs on the cluster."""
     return Lab(slurm, tmp_path, corpus, cache)
+
+
+@pytest.fixture(scope="session")
+def whole(
+    zygote: Zygote, cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """The run that nobody disturbs, on ranks without Slurm: whole(ranks, *overrides). It is trained
+    once, for all tests that ask for it."""
+    place = tmp_path_factory.mktemp("whole")
+    trained: dict[tuple[int | str, ...], Path] = {}
+
+    def train(ranks: int, *overrides: str) -> Path:
+        known = trained.setdefault((ranks, *overrides), place / f"run{len(trained)}")
+        if not known.exists():
+            zygote.train(ranks, *tiny(known, f"data.cache={cache}", *overrides))
+        return known
+
+    return train

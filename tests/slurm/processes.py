@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 _SECONDS_TO_DIE = 30.0
+_ENDED = "ended"
 
 
 class Noted:
@@ -24,7 +25,7 @@ class Noted:
             pid, started = self._file.read_text().split()
         except (FileNotFoundError, ValueError):
             return None
-        return int(pid) if started == _start_time(int(pid)) else None
+        return int(pid) if started == _start_time(int(pid)) != _ENDED else None
 
     def kill(self) -> None:
         """Kill it and wait for its end; does nothing if it has ended.
@@ -72,9 +73,9 @@ def name(pid: int) -> str:
 
 
 def _start_time(pid: int) -> str:
-    """In clock ticks since the machine's start; "ended" for none or a zombie."""
+    """In clock ticks since the machine's start; _ENDED for none or a zombie."""
     fields = _stat(pid)
-    return fields[19] if fields and fields[0] not in "ZX" else "ended"
+    return fields[19] if fields and fields[0] not in "ZX" else _ENDED
 
 
 def _stat(pid: int) -> list[str]:

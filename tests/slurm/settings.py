@@ -176,6 +176,7 @@ AccountingStorageHost={address(CONTROLLER)}
 AccountingStoragePort={accounting_port(first_port)}
 AccountingStoragePass={folder}/munge.sock
 AccountingStorageTRES=gres/gpu
+AccountingStorageEnforce=associations
 
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 SelectType=select/cons_tres

@@ -3,18 +3,16 @@
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.lab import SECONDS, Lab
-from tests.support import ROOT, record
+from tests.slurm.lab import ONE_RANK, SECONDS, Lab
+from tests.support import record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-ONE_RANK = ("cluster.nodes=1", "cluster.devices_per_node=1")
 STARTS = (60, 120, 180, 240)
 PLAN = (
     f"plan=[{{at: [{', '.join(f'{step} steps' for step in STARTS)}], cooldown: {{length: 20%}}}}]"
@@ -23,21 +21,7 @@ PLAN = (
 
 def watch(lab: Lab, run: Path) -> "subprocess.Popen[str]":
     """A watcher of a run, in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "llm_pretrain.cli", "branch", "watch", str(run), "--every", "0.5"],
-        cwd=lab.place,
-        env=lab.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def jobs(lab: Lab) -> int:
-    """How many jobs Slurm was ever given for runs in the lab's folder."""
-    submissions = {path.name for path in (lab.place / ".jobs").iterdir()}
-    columns = ("--format=JobName%100", "--noheader", "--parsable2", "--allocations")
-    return sum(name in submissions for name in lab.slurm.run("sacct", *columns).splitlines())
+    return lab.start("branch", "watch", str(run), "--every", "0.5")
 
 
 def test_watchers_are_killed_and_each_branch_starts_once(lab: Lab) -> None:
@@ -57,24 +41,14 @@ def test_watchers_are_killed_and_each_branch_starts_once(lab: Lab) -> None:
     for path in branches:
         assert record(path)["state"] == "finished"
         assert len(record(path)["sessions"]) == 1
-    assert jobs(lab) == 1 + len(STARTS)
+    assert lab.submitted() == 1 + len(STARTS)
 
 
 def test_applied_from_two_login_nodes_at_once(lab: Lab) -> None:
     lab.train("trunk", "schedule.total=60 steps", *ONE_RANK)
     run = lab.finish("trunk")
     ask = ["branch", "apply", f"parent={run}", "at=[20 steps, 40 steps, 60 steps]"]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "llm_pretrain.cli", *ask],
-            cwd=ROOT,
-            env=lab.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for _ in range(3)
-    ]
+    started = [lab.start(*ask) for _ in range(3)]
     said = [process.communicate(timeout=SECONDS)[0] for process in started]
     assert not any(process.returncode for process in started), said
     branches = sorted(path.name for path in lab.place.glob("trunk.*"))
@@ -84,4 +58,4 @@ def test_applied_from_two_login_nodes_at_once(lab: Lab) -> None:
         assert len(record(lab.place / name)["sessions"]) == 1
     numbers = {lab.number(name) for name in branches}
     assert len(numbers) == 3
-    assert jobs(lab) == 1 + 3
+    assert lab.submitted() == 1 + 3

@@ -1,0 +1,112 @@
+"""The command `reanalyse`: published training logs in, a page or all its numbers out."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from llm_pretrain import atomic
+from llm_pretrain.errors import EXIT_OK, UserError
+from llm_pretrain.reanalyse import words
+from llm_pretrain.reanalyse.analysis import Analysis, analyse
+from llm_pretrain.reanalyse.load import PaperRun, load
+from llm_pretrain.records import now
+from llm_pretrain.terminal import write
+
+USAGE = """usage: llm-pretrain reanalyse PATH [--out FILE.html] [--json]
+
+Reads published training logs (PATH, a JSON list of runs) and writes one HTML page, by default
+reanalysis.html here: cosine against WSD, 1-sqrt against linear, the best learning rate against the
+length of the cooldown and by the theory, the bound's curve fitted to real ones, and the laws that
+predict a final loss with their errors on runs that they did not see. About a minute and a half on
+two cores. The page opens without a network.
+
+  --out FILE.html  where the page goes
+  --json           print all numbers as one JSON object; then a page is written only with --out"""
+_DEFAULT = Path("reanalysis.html")
+
+
+def reanalyse(arguments: Sequence[str]) -> int:
+    """Run `llm-pretrain reanalyse ARGUMENTS`; the exit code. Raises UserError for bad input."""
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        print(USAGE)
+        return EXIT_OK
+    path, output, as_json = _parse(arguments)
+    runs = load(path)
+    analysis = _analysed(runs)
+    if output is not None:
+        # Plotly takes a while to import: only where something is drawn.
+        from llm_pretrain.reanalyse.page import render  # noqa: PLC0415
+
+        try:
+            atomic.write_text(output, render(analysis, path.name, now()))
+        except OSError as error:
+            raise UserError(f"--out: {output} cannot be written ({error.strerror})") from error
+    if as_json:
+        write(json.dumps({"source": words.SOURCE, **asdict(analysis)}, indent=1) + "\n")
+    else:
+        _show(analysis, output)
+    return EXIT_OK
+
+
+def _analysed(runs: Sequence[PaperRun]) -> Analysis:
+    """The analysis, with a bar on a terminal."""
+    columns = (TextColumn("fits"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
+        task = bar.add_task("", total=None)
+        return analyse(
+            runs, progress=lambda done, count: bar.update(task, completed=done, total=count)
+        )
+
+
+def _show(analysis: Analysis, output: Path | None) -> None:
+    """Print what was found, a paragraph a section."""
+    findings = {
+        "Noise": words.noise(analysis.repeats),
+        "Cosine and WSD": f"{words.cosine_and_wsd(analysis)} {words.cosine_to_zero(analysis)}",
+        "1-sqrt and linear": words.sqrt_and_linear(analysis),
+        "Best rate": words.best_rates(analysis),
+        "Bound's curve": words.halves(analysis),
+        "Predictor": words.predictor(analysis),
+    }
+    console = Console()
+    with console.capture() as captured:
+        for title, finding in findings.items():
+            console.print(f"[bold]{title}[/]", finding, highlight=False)
+    write(f"{captured.get()}{output}\n")
+
+
+def _parse(arguments: Sequence[str]) -> tuple[Path, Path | None, bool]:
+    """The file to read, the page to write or None, and whether to print JSON."""
+    places: list[str] = []
+    output: Path | None = None
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name == "--out":
+            if not equals and rest:
+                value = rest.pop(0)
+            if not value or value.startswith("-") or output is not None:
+                raise UserError(f"--out: needs one FILE.html\n{USAGE}")
+            output = Path(value)
+        elif word != "--json":
+            places.append(word)
+    if len(places) != 1 or places[0].startswith("-"):
+        raise UserError(USAGE)
+    as_json = "--json" in arguments
+    if output is None and not as_json:
+        output = _DEFAULT
+    if output is not None:
+        if output.is_dir():
+            raise UserError(f"--out: {output} is a folder; name a file, such as {output}/page.html")
+        if not output.parent.is_dir():
+            raise UserError(f"--out: the folder {output.parent} does not exist")
+    return Path(places[0]), output, as_json
