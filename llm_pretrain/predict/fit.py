@@ -1,4 +1,4 @@
-"""Fit of a law to observations: parameters by the posterior's mode, and how sure a prediction is."""
+"""Fit of a law to observations: the most probable parameters, and how sure predictions are."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import least_squares
 
-from llm_pretrain.predict.discrepancy import Discrepancy, places
+from llm_pretrain.predict.discrepancy import DEVIATION, Discrepancy, places
 from llm_pretrain.predict.history import Array, Case
 from llm_pretrain.predict.law import Law
 from llm_pretrain.predict.observe import Observation, lowest
@@ -18,10 +18,13 @@ _STEP = 1e-4
 """Of the finite differences; parameters are logarithms or of order 1."""
 _ABSURD = 1e3
 """Nats."""
-_DOUBLINGS = 6
-"""How often the law's error may be doubled: from 0.003 to 0.2 nats."""
-_WIDER = (1.0, 2.0, 4.0, 8.0)
-"""By how much the prior may be too narrow for a model unlike those that it was pooled from."""
+_LARGEST = 0.1
+"""Nats; a larger error of the law than this is not doubled again."""
+_WIDENINGS = 3
+"""How often the prior's deviations may be doubled, for a model unlike those it was pooled from."""
+_UNLIKELY = float(np.log(10))
+"""Logarithm of how much less probable a doubling of either is before anything is seen. Without it
+a curve alone, which is smooth, would rather be all error, or of an extreme model."""
 _NEGLIGIBLE = 0.01
 """Probability below which one of these is left out."""
 
@@ -112,9 +115,16 @@ def infer(problem: Problem) -> Posterior:
     A model like those that the prior was pooled from is best explained by the prior as it is, and
     profits from it; one of another kind by a wider one. In less than a second.
     """
-    found = [fit(replace(problem, prior=problem.prior.times(width))) for width in _WIDER]
-    least = min(part.surprise for part in found)
-    weights = np.exp([least - part.surprise for part in found])
+    found: list[Fit] = []
+    surprises = []
+    gap = problem.discrepancy
+    for n in reversed(range(_WIDENINGS + 1)):
+        # A narrower prior leaves the law no smaller an error: the search goes on from there.
+        wider = replace(problem, prior=problem.prior.times(2.0**n), discrepancy=gap)
+        found.append(fit(wider))
+        surprises.append(found[-1].surprise + n * _UNLIKELY)
+        gap = found[-1].problem.discrepancy
+    weights = np.exp(min(surprises) - np.array(surprises))
     kept = weights > _NEGLIGIBLE * weights.sum()
     total = float(weights[kept].sum())
     parts = [
@@ -127,10 +137,10 @@ def fit(problem: Problem, start: Array | None = None) -> Fit:
     """The most probable parameters, given the observations and the prior.
 
     Where a larger error of the law than the usual one makes the observations more probable, it is
-    doubled until it no longer does, and the predictions become as uncertain.
+    doubled until it no longer does, and predictions become as uncertain.
     """
     found = _solve(problem, start)
-    for _ in range(_DOUBLINGS):
+    while found.problem.discrepancy.deviation < _LARGEST:
         gap = Discrepancy(found.problem.discrepancy.deviation * 2)
         other = _solve(replace(problem, discrepancy=gap), found.values)
         if other.surprise >= found.surprise:
@@ -172,6 +182,7 @@ def _solve(problem: Problem, start: Array | None) -> Fit:
     # of the posterior's inverse covariance.
     surprise = best.cost + np.sum(np.log(np.diag(low))) + np.sum(np.log(np.diag(prior_low)))
     surprise += np.linalg.slogdet(precision)[1] / 2
+    surprise += _UNLIKELY * np.log2(problem.discrepancy.deviation / DEVIATION)
     return Fit(
         problem=problem,
         values=best.x,
