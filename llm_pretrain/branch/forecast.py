@@ -46,11 +46,12 @@ def forecast(parent: Run, branches: Sequence[Branch]) -> Forecast:
         chosen = [b for b in branches if not b.problem and identity(b.config) == mine][:_MOST]
         if not chosen:
             return Forecast({})
+        # Before others are looked for: a trunk with too short a history is no use with them either.
+        reason = measured(parent).reason
+        if reason:
+            return Forecast({}, reason)
         finished = [run for run in scan(parent.path.parent) if run.status == "finished"]
-        known = measured(parent, finished[-_MOST:])
-        if known.reason:
-            return Forecast({}, known.reason)
-        predictor = known.predictor()
+        predictor = measured(parent, finished[-_MOST:]).predictor()
     except UserError as error:
         return Forecast({}, str(error))
     found = predictor.predict_all([(branch.schedule, None) for branch in chosen])

@@ -153,8 +153,8 @@ def _solve(problem: Problem, start: Array | None) -> Fit:
     """The fit with a given discrepancy."""
     law, count = problem.law, len(problem.law.names)
     ready = law.prepare(problem.cases, problem.decay)
-    is_curve = np.array([o.kind == "curve" for o in problem.observations], dtype=np.float64)
-    measured = np.array([o.loss for o in problem.observations])
+    seen = problem.observations
+    is_curve, measured = np.array([(o.kind == "curve", o.loss) for o in seen], np.float64).T
 
     def losses(values: Array) -> Array:
         # A trial step of the solver may go where the law overflows: it must only be a bad step.
@@ -164,24 +164,20 @@ def _solve(problem: Problem, start: Array | None) -> Fit:
 
     here = places(problem.cases)
     noise = problem.discrepancy.covariance(here, here)
-    noise += np.diag([o.deviation**2 for o in problem.observations])
-    low = np.linalg.cholesky(noise)
+    noise += np.diag([o.deviation**2 for o in seen])
+    low: Array = np.linalg.cholesky(noise).astype(np.float64)
     mean, prior_low = _prior(problem)
 
     def weighed(values: Array) -> Array:
         data = solve_triangular(low, measured - losses(values), lower=True)
-        known = solve_triangular(prior_low, values - mean, lower=True)
-        return np.concatenate([data, known])
+        return np.append(data, solve_triangular(prior_low, values - mean, lower=True))
 
     scale = np.minimum(np.sqrt(np.sum(prior_low**2, axis=1)), 1)
     best: Any = least_squares(
         weighed, mean if start is None else start, x_scale=scale, max_nfev=60, ftol=1e-6, xtol=1e-6
     )
     precision = best.jac.T @ best.jac
-    # Laplace's approximation: half the logarithms of determinants of the noise, of the prior, and
-    # of the posterior's inverse covariance.
-    surprise = best.cost + np.sum(np.log(np.diag(low))) + np.sum(np.log(np.diag(prior_low)))
-    surprise += np.linalg.slogdet(precision)[1] / 2
+    surprise = best.cost + _determinants(low, prior_low, precision)
     surprise += _UNLIKELY * np.log2(problem.discrepancy.deviation / DEVIATION)
     return Fit(
         problem=problem,
@@ -192,6 +188,13 @@ def _solve(problem: Problem, start: Array | None) -> Fit:
         noise=noise,
         surprise=float(surprise),
     )
+
+
+def _determinants(noise: Array, prior: Array, precision: Array) -> float:
+    """Their part in the evidence by Laplace's approximation: half the logarithms of those of the
+    noise, of the prior (both as Cholesky factors), and of the posterior's inverse covariance."""
+    logs = np.log(np.concatenate([np.diag(noise), np.diag(prior)]))
+    return float(np.sum(logs) + np.linalg.slogdet(precision)[1] / 2)
 
 
 def _prior(problem: Problem) -> tuple[Array, Array]:
