@@ -13,6 +13,7 @@ from llm_pretrain.errors import (
     EXIT_OK,
     RunInUseError,
     guarded,
+    leave,
 )
 
 FOLDER = "LLM_PRETRAIN_JOB"
@@ -93,4 +94,4 @@ def _patience() -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -2,8 +2,10 @@
 
 import difflib
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
 _DISK_ERRORS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
@@ -80,3 +82,16 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, without what Python does at its end, when it is one of several ranks.
+
+    A thread of gloo's may ask for the interpreter's lock while that goes, and aborts a process that
+    has done all its work (pytorch/pytorch pull request 179291).
+    """
+    if "RANK" not in os.environ:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

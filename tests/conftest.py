@@ -19,7 +19,7 @@ from tests.support import command, tiny, write_corpus
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that none runs alone at the end."""
-    longest = ["test_demo.py", "test_losses.py", "test_jobs.py"]
+    longest = ["test_demo.py", "test_losses.py", "test_jobs.py", "test_readme.py"]
     items.sort(key=lambda item: item.path.name not in longest)
 
 

@@ -2,8 +2,8 @@
 
 import sys
 
-from llm_pretrain.errors import guarded
+from llm_pretrain.errors import guarded, leave
 from llm_pretrain.train.command import train
 
 if __name__ == "__main__":
-    sys.exit(guarded(train, sys.argv[1:]))
+    leave(guarded(train, sys.argv[1:]))

@@ -8,7 +8,7 @@ from tests.slurm.host import until
 from tests.slurm.lab import ONE_RANK, SECONDS, Lab
 from tests.support import assert_same_run, record
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 STEPS = 300
 

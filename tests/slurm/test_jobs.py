@@ -10,7 +10,7 @@ from tests.ranks.commands import Zygote
 from tests.slurm.lab import ONE_RANK, SECONDS, TWO_NODES, Lab
 from tests.support import ROOT, assert_same_run, command, record, tiny
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 Whole = Callable[..., Path]
 

@@ -16,7 +16,7 @@ from tests.slurm.host import until
 from tests.slurm.lab import ONE_RANK, SECONDS, Lab
 from tests.support import CONF, ROOT, assert_same_run, metrics, record
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 PROGRAMS = ("llm-pretrain", "torchrun", "sbatch", "srun", "bash")
 PLAN = 'plan=[{at: ["20 steps"], cooldown: {length: 20%}}]'
