@@ -11,7 +11,7 @@ from pathlib import Path
 from launch.preflight.host import node_name
 from launch.preflight.limits import hung
 from launch.ranks import adopt
-from llm_pretrain.config.arguments import compose_only, split_arguments
+from llm_pretrain.config.arguments import compose_only, option, split_arguments
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose
 from llm_pretrain.config.help import preflight_help
@@ -32,8 +32,8 @@ def preflight(arguments: Sequence[str]) -> int:
     if any(a in ("--help", "-h") for a in arguments):
         print(preflight_help())
         return EXIT_OK
-    rest, out = _value(arguments, "--out")
-    rest, text = _value(rest, "--seconds")
+    rest, out = option(arguments, "--out")
+    rest, text = option(rest, "--seconds")
     overrides, config_dir, flags = split_arguments(rest)
     compose_only("preflight", overrides, flags, _FLAGS, "is about nodes, not about a run")
     config = compose(overrides, config_dir)
@@ -81,22 +81,6 @@ def _deadline(until: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def _value(arguments: Sequence[str], name: str) -> tuple[list[str], str | None]:
-    """The arguments without an option, and its value: `--out DIR` or `--out=DIR`."""
-    rest, value, pending = [], None, list(arguments)
-    while pending:
-        argument = pending.pop(0)
-        if argument == name:
-            if not pending:
-                raise UserError(f"{name}: needs a value")
-            value = pending.pop(0)
-        elif argument.startswith(f"{name}="):
-            value = argument.partition("=")[2]
-        else:
-            rest.append(argument)
-    return rest, value
 
 
 def _number(text: str | None) -> float:

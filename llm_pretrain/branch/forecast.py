@@ -1,6 +1,6 @@
 """What branches will end at, before they run: the predictor, taught by the runs beside them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,15 +46,18 @@ def forecast(parent: Run, branches: Sequence[Branch]) -> Forecast:
         chosen = [b for b in branches if not b.problem and identity(b.config) == mine][:_MOST]
         if not chosen:
             return Forecast({})
-        # Before others are looked for: a trunk with too short a history is no use with them either.
-        reason = measured(parent).reason
-        if reason:
-            return Forecast({}, reason)
-        finished = [run for run in scan(parent.path.parent) if run.status == "finished"]
-        predictor = measured(parent, finished[-_MOST:]).predictor()
+        known = measured(parent, _finished(parent.path.parent))
+        if known.reason:
+            return Forecast({}, known.reason)
+        predictor = known.predictor()
     except UserError as error:
         return Forecast({}, str(error))
     found = predictor.predict_all([(branch.schedule, None) for branch in chosen])
     doubts = ((branch.path.name, predictor.caution(branch.schedule)) for branch in chosen)
     cautions = [f"{name}: {doubt}" for name, doubt in doubts if doubt]
     return Forecast({b.path: p for b, p in zip(chosen, found, strict=True)}, None, cautions)
+
+
+def _finished(folder: Path) -> Iterator[Run]:
+    """The newest finished runs, which are looked for when the first one is asked for."""
+    yield from [run for run in scan(folder) if run.status == "finished"][-_MOST:]

@@ -32,6 +32,27 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], Path | None, l
     return overrides, config_dir, flags
 
 
+def option(
+    arguments: Sequence[str], name: str, needs: str = "a value"
+) -> tuple[list[str], str | None]:
+    """The arguments without an option, and its last value: `--out DIR` or `--out=DIR`.
+
+    `needs`: what is missing, for the message, when nothing follows it. Raises UserError.
+    """
+    rest, value, pending = [], None, deque(arguments)
+    while pending:
+        argument = pending.popleft()
+        if argument == name:
+            if not pending:
+                raise UserError(f"{name}: needs {needs}")
+            value = pending.popleft()
+        elif argument.startswith(f"{name}="):
+            value = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    return rest, value
+
+
 def compose_only(
     command: str, overrides: Sequence[str], flags: Sequence[str], known: Sequence[str], about: str
 ) -> None:

@@ -1,6 +1,6 @@
 """The observations that run directories hold."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,7 @@ class Measured:
         return Predictor.fit(self.observations, weight_decay=decay, noise=noise)
 
 
-def measured(trunk: Run, others: Sequence[Run] = ()) -> Measured:
+def measured(trunk: Run, others: Iterable[Run] = ()) -> Measured:
     """What `trunk` and those of `others` that are comparable have measured so far.
 
     Comparable are finished runs of the same model, data, batch and optimizer, whatever their
@@ -49,13 +49,14 @@ def measured(trunk: Run, others: Sequence[Run] = ()) -> Measured:
     steps, losses = [step for step, _ in rows], [loss for _, loss in rows]
     found = list(curve_of(history, steps, losses))
     noise, mine = repeatability(history, steps, losses), identity(config)
-    for run in others:
-        # The trunk's own end is in its curve already.
-        if run.path != trunk.path and run.status == "finished" and identity(run.config) == mine:
-            found += _final(run, noise)
     reason = lacking(found)
     if mixed(config):
         reason = "the batch or the data changed along the trunk; the law is for one of each"
+    # Others are looked for only where they could teach something.
+    for run in others if reason is None else ():
+        # The trunk's own end is in its curve already.
+        if run.path != trunk.path and run.status == "finished" and identity(run.config) == mine:
+            found += _final(run, noise)
     return Measured(tuple(found), config.optimizer.weight_decay, noise, reason)
 
 

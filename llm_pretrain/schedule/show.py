@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_pretrain import terminal
-from llm_pretrain.config.arguments import split_arguments
+from llm_pretrain.config.arguments import option, split_arguments
 from llm_pretrain.config.compose import compose, override
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean, disk_reason
@@ -54,17 +54,8 @@ def schedule(arguments: Sequence[str]) -> int:
 
 
 def _png(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
-    rest, found, pending = [], None, list(arguments)
-    while pending:
-        argument = pending.pop(0)
-        if argument == "--png" and not pending:
-            raise UserError("--png: needs the name of a file")
-        if argument == "--png":
-            found = Path(pending.pop(0))
-        elif argument.startswith("--png="):
-            found = Path(argument.removeprefix("--png="))
-        else:
-            rest.append(argument)
+    rest, text = option(arguments, "--png", "the name of a file")
+    found = None if text is None else Path(text)
     if found and found.suffix != ".png":
         raise UserError(f"--png: '{found}' does not end in .png")
     return found, rest
