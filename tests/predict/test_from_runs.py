@@ -14,13 +14,12 @@ from llm_pretrain.errors import UserError
 from llm_pretrain.predict.angular import AngularLaw
 from llm_pretrain.predict.from_runs import measured
 from llm_pretrain.predict.history import Case, History
-from llm_pretrain.provenance import Code
-from llm_pretrain.records import Parent, State, new_record
+from llm_pretrain.records import State, new_record
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import schedule_of
+from tests.branch.branch_family import CODE, create
 from tests.predict.law_family import DECAY, made, typical
 
-CODE = Code({}, {})
 TOTAL, EVERY = 6000, 100
 PLAN = "plan=[{ends: [3000 steps, 4000 steps], cooldown: {length: 20%}}]"
 
@@ -46,15 +45,7 @@ def trunk(place: Path, trained: int) -> Run:
 
 def branch(parent: Run, planned: Branch, config: TrainConfig, state: State = "finished") -> Run:
     """A branch that was evaluated once, at its end."""
-    record = new_record(
-        planned.path.name,
-        total=planned.end,
-        parent=Parent(parent.record.id, planned.start),
-        parent_dir=f"../{parent.path.name}",
-        parent_checkpoint="0" * 64,
-        code=CODE,
-    )
-    run = Run.create(config, replace(record, state=state))
+    run = create(parent, planned, config, state=state)
     run.append_metrics(*truth(config, [planned.end]))
     return run
 
