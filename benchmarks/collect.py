@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import (
+    attention,
     engines,
     file_operations,
     loader,
@@ -33,6 +34,7 @@ MODULES = {
     "reconcile": reconcile,
     "file_operations": file_operations,
     "theory": theory,
+    "attention": attention,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 ROOT = RESULTS.parents[1]

@@ -72,7 +72,7 @@ class BareLoop:
     def run(self, steps: int) -> None:
         """Train on the next `steps` batches."""
         clip, micro = self.config.optimizer.grad_clip, self.config.data.micro_batch
-        bf16 = self.config.precision.name == "bf16"
+        bf16 = self.config.precision.low
         parameters = list(self.model.parameters())
         for step in range(len(self.losses), len(self.losses) + steps):
             passes = torch.split(self.batches[step], micro)

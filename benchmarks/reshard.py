@@ -29,7 +29,7 @@ from llm_pretrain.checkpoint.saver import Saver
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.checkpoint.tensors import fill
 from llm_pretrain.config.compose import compose
-from llm_pretrain.config.schema import EngineConfig
+from llm_pretrain.config.engine import EngineConfig
 from llm_pretrain.engine.fsdp import FsdpEngine
 from llm_pretrain.world import World, join
 

@@ -21,7 +21,7 @@ from benchmarks.result import Row, load_average, parser, ratios, report, synchro
 from llm_pretrain.checkpoint.saver import Saver
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import compose
-from llm_pretrain.config.schema import EngineConfig
+from llm_pretrain.config.engine import EngineConfig
 from llm_pretrain.engine.fsdp import FsdpEngine
 from llm_pretrain.records import now
 from llm_pretrain.train.state import checkpoint_state

@@ -18,12 +18,13 @@ _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns 
   llm-pretrain report RUNS                            write an HTML page about the runs
   llm-pretrain export RUN FOLDER [step=N]             write Hugging Face Llama weights
   llm-pretrain estimate [KEY=VALUE ...]               memory, traffic and speed of a run to come
+  llm-pretrain bench [KEY=VALUE ...]                  measure how fast this machine trains
   llm-pretrain preflight [KEY=VALUE ...]              whether these nodes are fit to train
   llm-pretrain schedule show [RUN] [KEY=VALUE ...]    the learning rate, phase by phase, drawn
   llm-pretrain theory bound|transfer|extend|compare   what the theory says about learning rates
   llm-pretrain reanalyse RUNS.json                    published logs against theory and predictor
 
-'llm-pretrain train --help', 'branch --help' and 'estimate --help' explain every KEY.
+'llm-pretrain train --help', 'branch', 'estimate' and 'bench --help' explain every KEY.
 Exit codes: 0 done, 1 another rank was lost, 2 bad input, 3 estimate: it does not fit, 75 stopped on
 request and saved: run it again to go on."""
 
@@ -43,6 +44,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         "report": _report,
         "export": _export,
         "estimate": _estimate,
+        "bench": _bench,
         "preflight": _preflight,
         "schedule": _schedule,
         "theory": _theory,
@@ -109,6 +111,17 @@ def _estimate(arguments: Sequence[str]) -> int:
     from llm_pretrain.estimate.command import estimate
 
     return estimate(arguments)
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    if any(a in ("--help", "-h") for a in arguments):
+        from llm_pretrain.config.help import bench_help
+
+        print(bench_help())
+        return EXIT_OK
+    from llm_pretrain.bench.command import bench
+
+    return bench(arguments)
 
 
 def _preflight(arguments: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from launch.ranks import adopt
-from llm_pretrain.config.schema import EngineConfig
+from llm_pretrain.config.engine import EngineConfig
 from llm_pretrain.engine.layout import Layout
 from llm_pretrain.errors import LostRankError, UserError, disk_reason
 

@@ -11,6 +11,7 @@ import yaml
 from llm_pretrain.config import schema
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose, conf_dir, groups
+from llm_pretrain.config.engine import EngineConfig
 
 _TRAIN = """usage: llm-pretrain train [KEY=VALUE ...] [--config-dir DIR] [Hydra flags]
 
@@ -48,6 +49,27 @@ has it; where it runs is described by cluster=PROFILE cluster.nodes=N.
 
 Exit codes: 0 it fits, or the profile does not know the memory; 3 it does not fit; 2 bad input.
 """
+_BENCH = """usage: llm-pretrain bench [KEY=VALUE ...] [--out FILE] [--steps N] [--trace FILE]
+                                      [--config-dir DIR]
+
+Measures what this machine can do and what training makes of it: matrix products (bf16, fp8),
+copies, attention, one block, the head with its loss, and whole steps of the engine on random
+tokens. Says tokens/s, TFLOP/s, MFU by both countings against the datasheet's peak and the measured
+one, memory beside its estimate, where the time of a step goes, and where the host waits for the
+device. It works on a CPU, too. On several devices it is started as training is:
+
+  llm-pretrain bench model=llama_1b precision=bf16 data.micro_batch=4 data.sequence_length=4096
+  torchrun --nproc-per-node 4 -m llm_pretrain.bench model=llama_8b precision=bf16
+
+A step is one pass of data.micro_batch sequences on each device, unless data.global_batch or an
+experiment is given. All else has the defaults of `train`.
+
+--out FILE     for the JSON, with every figure, its unit and its samples: bench.json
+--steps N      steps to time after three that do not count: ten, or as many as fit into 10 s
+--trace FILE   keeps the profiler's trace of one step, for ui.perfetto.dev
+
+Exit codes: 0 done; 1 another rank was lost; 2 bad input.
+"""
 _PREFLIGHT = """usage: llm-pretrain preflight [KEY=VALUE ...] [--json] [--out DIR] [--seconds N]
                                [--wait]
 
@@ -76,6 +98,7 @@ torchrun makes 1 of each that is not 0.
 """
 _UNREAD_BY_PREFLIGHT = ("cluster.jobs",)
 _ESTIMATED = ("model", "data", "precision", "engine", "cluster")
+_BENCHED = ("model", "optimizer", "data", "precision", "engine")
 _UNREAD = (
     "data.cache",
     "data.workers",
@@ -113,12 +136,25 @@ def estimate_help() -> str:
     return "\n".join(lines)
 
 
+def bench_help() -> str:
+    """Help of `llm-pretrain bench`: the fields that it depends on; any other is allowed."""
+    lines = [_BENCH, "Groups (choose with GROUP=OPTION):"]
+    for group, options in groups().items():
+        if group in (*_BENCHED, "experiment"):
+            lines += _wrap(f"{group}: {', '.join(options)}", "  ")
+    lines.append("\nFields (KEY=VALUE):")
+    others = [f.name for f in dataclasses.fields(schema.TrainConfig) if f.name not in _BENCHED]
+    values = compose([], name="train")
+    lines += _describe(schema.TrainConfig, "", (*others, *_UNREAD), values)
+    return "\n".join(lines)
+
+
 def preflight_help() -> str:
     """Help of `llm-pretrain preflight`: the fields that it reads; any other is allowed."""
     lines = [_PREFLIGHT, "Groups (choose with GROUP=OPTION):"]
     lines += _wrap(f"cluster: {', '.join(groups()['cluster'])}", "  ")
     lines.append("\nFields (KEY=VALUE):")
-    lines += _wrap(f"engine.device=auto  {_docstring(schema.EngineConfig, 'device')}", "  ")
+    lines += _wrap(f"engine.device=auto  {_docstring(EngineConfig, 'device')}", "  ")
     lines += _wrap(f"run.root=runs  {_docstring(schema.RunConfig, 'root')}", "  ")
     lines += _describe(ClusterConfig, "cluster.", skip=_UNREAD_BY_PREFLIGHT)
     return "\n".join(lines)

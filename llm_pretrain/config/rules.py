@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from llm_pretrain.config.precision import check_precision
 from llm_pretrain.config.schema import BranchSpec, TrainConfig
 from llm_pretrain.duration import Duration
 from llm_pretrain.engine.layout import check_engine
@@ -19,6 +20,7 @@ def check(config: TrainConfig) -> None:
     _check_model(config)
     _check_batch(config)
     check_engine(config)
+    check_precision(config)
     check_schedule(config.schedule)
     schedule_of(config)
     if config.logger.every.amount <= 0:

@@ -9,9 +9,13 @@ from pydantic.dataclasses import dataclass
 
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.data import DataConfig
+from llm_pretrain.config.engine import EngineConfig
 from llm_pretrain.config.fields import RULES, NonNegative, Positive, PositiveFloat
 from llm_pretrain.config.schedule import CooldownConfig, ScheduleConfig
 from llm_pretrain.duration import Duration, steps
+
+Attention = Literal["auto", "cudnn", "flash", "efficient", "math", "fa2", "fa3", "fa4", "flex"]
+Library = Literal["auto", "transformer_engine", "torchao"]
 
 
 @dataclass(config=RULES)
@@ -57,6 +61,13 @@ class ModelConfig:
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights; projections into the residual stream get
     init_std / sqrt(2 L), as in the paper's code."""
+    document_mask: bool = False
+    """Attention stays within a document: tokens see nothing from before the last end of text.
+    Without, a sequence is one text, as in the paper."""
+    attention: Attention = "auto"
+    """The kernel. auto: the fastest that is installed and passes a short trial at start. cudnn,
+    flash, efficient, math: those of torch; fa2, fa3, fa4: FlashAttention's packages flash-attn,
+    flash-attn-3, flash-attn-4; flex: torch's flex_attention. A run may change it when it stops."""
 
 
 @dataclass(config=RULES)
@@ -85,56 +96,28 @@ class OptimizerConfig:
 class PrecisionConfig:
     """Arithmetic of the forward and backward pass; parameters and moments stay float32."""
 
-    name: Literal["fp32", "bf16"] = "fp32"
-    """bf16: matrix products in bfloat16, norms, softmax and loss in float32."""
+    name: Literal["fp32", "bf16", "fp8"] = "fp32"
+    """bf16: matrix products in bfloat16, norms, softmax and loss in float32. fp8: the products of
+    the blocks' matrices in 8 bits, attention and the head as with bf16; needs a GPU of Hopper's
+    generation or later and one of two libraries, both extras to install."""
+    library: Library = "auto"
+    """fp8: who does the products. auto: Transformer Engine where it works, else torchao."""
+    recipe: Literal["current", "delayed", "block"] = "current"
+    """fp8: where scales come from. current: each tensor's own largest value. delayed: the largest
+    values of earlier steps, which are part of a checkpoint. block: one scale for 128 values, or 128
+    x 128 of a weight. torchao knows the first only."""
+    keep_first: Annotated[int, Field(ge=0)] = 0
+    """fp8: blocks at the input that stay in bfloat16."""
+    keep_last: Annotated[int, Field(ge=0)] = 0
+    """fp8: blocks at the output that stay in bfloat16."""
+    emulate: bool = False
+    """fp8: round to 8 bits but multiply in float32, by torchao, on any device: slow, to study what
+    the rounding does to a loss."""
 
-
-@dataclass(config=RULES)
-class EngineConfig:
-    """How parameters and optimizer live on the devices. Ranks are numbered with `tensor` inside
-    `context` inside `shard` inside `replicate`: neighbours split matrices, the farthest hold
-    copies."""
-
-    name: Literal["fsdp", "deepspeed"] = "fsdp"
-    """fsdp: FSDP2 of torch; a single process runs the plain module. deepspeed: ZeRO, an extra to
-    install. A run may change its engine whenever it stops."""
-    replicate: Positive | None = None
-    """fsdp: copies of the sharded state (HSDP). Null: 1, or what a given `shard` leaves."""
-    shard: Positive | None = None
-    """fsdp: parts of the batch for which one copy of parameters, gradients and moments is kept, cut
-    over their ranks. Null: all that the others leave. 1: plain data parallelism. ZeRO cuts over
-    all ranks."""
-    context: Positive = 1
-    """fsdp: ranks that share a sequence, for long ones: each works on a part, and for attention
-    they exchange positions for heads (Ulysses). Parameters are cut over them too. The product of
-    `context` and `tensor` must divide heads, kv_heads and sequence_length."""
-    tensor: Positive = 1
-    """fsdp: ranks that split each matrix of a block, and between the matrices the sequence. Within
-    a node. Must divide heads, kv_heads, ffn, vocab_size and sequence_length."""
-    zero_stage: Literal[1, 2, 3] = 2
-    """deepspeed: what is cut over the ranks. 1: moments; 2: gradients too; 3: parameters too."""
-    reshard_after_forward: bool = True
-    """fsdp: free a block's gathered parameters after its forward pass and gather them again for the
-    backward pass. False: more memory, a third less traffic."""
-    accumulate: Literal["shards", "whole"] = "shards"
-    """fsdp: what is kept between the passes of an update. shards: gradients are cut after every
-    pass. whole: they are cut once, after the last; less traffic, but each rank keeps 4 bytes for
-    every parameter that it does not split by `tensor`."""
-    prefetch: Annotated[int, Field(ge=0)] = 0
-    """fsdp: blocks whose parameters are asked for ahead of the one that runs. 0: torch's own way,
-    which overlaps one."""
-    offload: Literal["none", "optimizer", "all"] = "none"
-    """What lives in host memory, where the update then happens. optimizer (deepspeed): moments and
-    float32 master weights. all (fsdp, or deepspeed at zero_stage 3): parameters too. DeepSpeed's
-    SuperOffload is not among them: it keeps moments where no checkpoint can read them."""
-    recompute: Literal["none", "block"] = "none"
-    """block: keep only each block's input for the backward pass and compute the rest again."""
-    compile: bool = False
-    """torch.compile of each transformer block; minutes at start, faster steps after."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where present, else CPU."""
-    timeout: Positive = 300
-    """Seconds that a rank waits for the others in one operation before it gives up."""
+    @property
+    def low(self) -> bool:
+        """Whether matrix products are done in bfloat16, or less where they can."""
+        return self.name != "fp32"
 
 
 @dataclass(config=RULES)
@@ -147,6 +130,10 @@ class LoggerConfig:
     """Weights & Biases; offline unless a key is configured. Its failure never stops a run."""
     tensorboard: bool = False
     """TensorBoard event files in the run directory. Its failure never stops a run."""
+    kurtosis: bool = False
+    """Also the kurtosis of the blocks' outputs over the channels, mean over tokens, of the block
+    where it is largest: 3 for a normal distribution. Its rise warns of outliers before the loss of
+    an fp8 run shows them."""
     project: str = "llm-pretrain"
     """Project name for Weights & Biases."""
 

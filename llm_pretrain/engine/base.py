@@ -18,8 +18,9 @@ class Engine(Protocol):
     def forward_backward(self, tokens: torch.Tensor, *, weight: float, last: bool) -> torch.Tensor:
         """Accumulate gradients of `weight` times the mean loss of a micro-batch.
 
-        tokens: (micro_batch, T + 1), inputs and shifted targets in one. `last`: no micro-batch
-        follows before `step`, so gradients may be reduced. Returns this rank's weighted loss.
+        tokens: (micro_batch, T + 1) in host memory, inputs and shifted targets in one. `last`: no
+        micro-batch follows before `step`, so gradients may be reduced. Returns this rank's weighted
+        loss.
         """
         ...
 
@@ -31,7 +32,11 @@ class Engine(Protocol):
         ...
 
     def evaluate(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Mean loss of each sequence, in nats per token: (B, T + 1) -> (B,)."""
+        """Mean loss of each sequence, in nats per token: (B, T + 1) in host memory -> (B,)."""
+        ...
+
+    def kurtosis(self) -> torch.Tensor | None:
+        """Of each block's output in this rank's last pass (L,), if config.logger asks for it."""
         ...
 
     def state(self) -> State:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llm_pretrain.config.schema import PrecisionConfig, TrainConfig
 from llm_pretrain.engine.base import State
 from llm_pretrain.engine.blank import blank_model
+from llm_pretrain.engine.inputs import Inputs
 from llm_pretrain.engine.precision import autocast
 from llm_pretrain.engine.zero_config import require_deepspeed, zero_config
 from llm_pretrain.model.transformer import Transformer
@@ -30,10 +31,20 @@ class DeepSpeedEngine:
     in every later step, so that whoever looks at some steps only cannot miss it.
     """
 
-    def __init__(self, config: TrainConfig, world: World, *, fresh: bool = True) -> None:
-        """`fresh`: as for `build_engine`. Raises UserError when DeepSpeed is missing or too old."""
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: World,
+        *,
+        fresh: bool = True,
+        end_of_text: int | None = None,
+    ) -> None:
+        """`fresh` and `end_of_text`: as for `build_engine`.
+
+        Raises UserError when DeepSpeed is missing or too old.
+        """
         require_deepspeed()
-        self._world = world
+        self._world, self._end_of_text = world, end_of_text
         deepspeed = _set_up(config, world)
         # It imports deepspeed, which must be set up before.
         from llm_pretrain.engine.zero_state import ZeroState  # noqa: PLC0415
@@ -46,6 +57,7 @@ class DeepSpeedEngine:
         settings = zero_config(config, world.device.type)
         values = model.initial_values(config.run.seed) if fresh else _no_values(model)
         _fill(model, values, deepspeed, settings)
+        self._model = model
         self._engine = deepspeed.initialize(
             model=_Losses(model, config.precision, world.device),
             optimizer=self._optimizer,
@@ -60,7 +72,7 @@ class DeepSpeedEngine:
     def forward_backward(self, tokens: Tensor, *, weight: float, last: bool) -> Tensor:
         """See Engine."""
         self._engine.set_gradient_accumulation_boundary(last)
-        loss: Tensor = self._engine(tokens).mean() * weight
+        loss: Tensor = self._losses(tokens, mean=True) * weight
         self._engine.backward(loss, scale_wrt_gas=False)
         return loss.detach()
 
@@ -76,8 +88,15 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def evaluate(self, tokens: Tensor) -> Tensor:
         """See Engine."""
-        losses: Tensor = self._engine(tokens)
-        return losses.mean(dim=1)
+        return self._losses(tokens, mean=False).mean(dim=1)
+
+    def _losses(self, tokens: Tensor, *, mean: bool) -> Tensor:
+        losses: Tensor = self._engine(Inputs.of(tokens, self._end_of_text, self._world), mean)
+        return losses
+
+    def kurtosis(self) -> Tensor | None:
+        """See Engine."""
+        return self._model.kurtosis
 
     def state(self) -> State:
         """See Engine."""
@@ -90,7 +109,7 @@ class DeepSpeedEngine:
 
 
 class _Losses(nn.Module):
-    """The loss of each token. Autocast is inside, since DeepSpeed ends any that is around it."""
+    """The losses. Autocast is inside, since DeepSpeed ends any that is around it."""
 
     def __init__(
         self, model: Transformer, precision: PrecisionConfig, device: torch.device
@@ -99,10 +118,10 @@ class _Losses(nn.Module):
         self.model = model
         self._precision, self._device = precision, device
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T + 1) -> (B, T)."""
+    def forward(self, inputs: Inputs, mean: bool) -> Tensor:
+        """(B, T), or their mean."""
         with autocast(self._precision, self._device):
-            losses: Tensor = self.model(tokens[:, :-1], tokens[:, 1:])
+            losses: Tensor = self.model(*inputs, mean=mean)
         return losses
 
 
@@ -124,7 +143,7 @@ def _set_up(config: TrainConfig, world: World) -> Any:
 
 def _hollow_model(config: TrainConfig, device: torch.device) -> Transformer:
     """The model with parameters of the right shape and device that take no memory."""
-    model = blank_model(config)
+    model = blank_model(config, device)
     return model._apply(lambda p: torch.zeros((), dtype=p.dtype, device=device).expand(p.shape))
 
 

@@ -14,6 +14,7 @@ from torch.distributed.tensor.parallel import loss_parallel
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.base import State
 from llm_pretrain.engine.blank import blank_model
+from llm_pretrain.engine.inputs import Inputs
 from llm_pretrain.engine.parallel import context_mesh, distribute
 from llm_pretrain.engine.parts import assign
 from llm_pretrain.engine.precision import autocast
@@ -25,9 +26,16 @@ from llm_pretrain.world import World
 class FsdpEngine:
     """Parameters, gradients and moments in float32, cut over the ranks as the layout says."""
 
-    def __init__(self, config: TrainConfig, world: World, *, fresh: bool = True) -> None:
-        """`fresh`: as for `build_engine`."""
-        self._config, self._world = config, world
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: World,
+        *,
+        fresh: bool = True,
+        end_of_text: int | None = None,
+    ) -> None:
+        """`fresh` and `end_of_text`: as for `build_engine`."""
+        self._config, self._world, self._end_of_text = config, world, end_of_text
         # Nothing here draws from the global generators, but what they hold is part of a checkpoint.
         torch.manual_seed(config.run.seed)
         layout = world.layout
@@ -46,7 +54,7 @@ class FsdpEngine:
             self.model.set_requires_gradient_sync(last or not whole)
             self.model.set_requires_all_reduce(last)
         with self._sharded_loss():
-            loss = _local(self._losses(tokens).mean() * weight)
+            loss = _local(self._losses(tokens, mean=True) * weight)
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -77,6 +85,10 @@ class FsdpEngine:
                 module.reshard()
         return losses
 
+    def kurtosis(self) -> torch.Tensor | None:
+        """See Engine."""
+        return self.model.kurtosis
+
     def state(self) -> State:
         """See Engine."""
         moments = dict(self.optimizer.state)
@@ -98,13 +110,11 @@ class FsdpEngine:
             for name, value in self.model.initial_values(self._config.run.seed):
                 assign(parameters[name], value)
 
-    def _losses(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Of this rank's part of each sequence: (B, T + 1) -> (B, T / context)."""
-        length = (tokens.shape[1] - 1) // self._world.layout.context
-        first = self._world.layout.context_rank(self._world.rank) * length
-        tokens = tokens[:, first : first + length + 1]
+    def _losses(self, tokens: torch.Tensor, *, mean: bool = False) -> torch.Tensor:
+        """Of this rank's part of each sequence: (B, T + 1) -> (B, T / context), or their mean."""
+        inputs = Inputs.of(tokens, self._end_of_text, self._world)
         with autocast(self._config.precision, self._world.device):
-            losses: torch.Tensor = self.model(tokens[:, :-1], tokens[:, 1:], first)  # (B, T)
+            losses: torch.Tensor = self.model(*inputs, mean=mean)
         return losses
 
     def _sharded_loss(self) -> contextlib.AbstractContextManager[Any]:
@@ -114,7 +124,7 @@ class FsdpEngine:
 
 def _place(config: TrainConfig, world: World, context: DeviceMesh | None) -> Transformer:
     """The model on the meta device, where it takes no memory, cut to this rank's part."""
-    model = blank_model(config)
+    model = blank_model(config, world.device)
     if world.io_group is not None:
         distribute(model, config, world, context)
     return model

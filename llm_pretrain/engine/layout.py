@@ -4,7 +4,8 @@ import json
 from dataclasses import dataclass
 
 from llm_pretrain.config.data import DataConfig
-from llm_pretrain.config.schema import EngineConfig, TrainConfig
+from llm_pretrain.config.engine import EngineConfig
+from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import UserError
 
 _OWNED = {
@@ -99,6 +100,12 @@ def check_engine(config: TrainConfig) -> None:
         _check_deepspeed(engine)
     else:
         _check_fsdp(engine)
+    if engine.offload_activations and (engine.recompute != "none" or engine.tensor > 1):
+        raise UserError(
+            f"engine.offload_activations: with engine.recompute={engine.recompute} and "
+            f"engine.tensor={engine.tensor} it has nothing it could move; it needs recompute=none "
+            "and tensor=1"
+        )
     tensor, both = engine.tensor, engine.tensor * engine.context
     name = "engine.tensor x engine.context" if engine.context > 1 else "engine.tensor"
     model = config.model
@@ -143,6 +150,11 @@ def _check_deepspeed(engine: EngineConfig) -> None:
 
 
 def _check_fsdp(engine: EngineConfig) -> None:
+    if engine.loss == "chunked" and engine.tensor > 1:
+        raise UserError(
+            f"engine.loss: chunked needs whole rows of logits, which engine.tensor={engine.tensor} "
+            "cuts; use plain or auto"
+        )
     if engine.offload == "optimizer":
         raise UserError(
             "engine.offload: 'optimizer' is for engine=deepspeed; FSDP2 offloads parameters and "

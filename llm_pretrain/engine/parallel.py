@@ -21,7 +21,8 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from llm_pretrain.config.schema import EngineConfig, TrainConfig
+from llm_pretrain.config.engine import EngineConfig
+from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.layout import Layout
 from llm_pretrain.model.transformer import Transformer
 from llm_pretrain.world import World
@@ -68,12 +69,13 @@ def split_sequences(model: Transformer, mesh: DeviceMesh) -> None:
     """
     positions, heads = Shard(1), Shard(2)  # of (B, T, H, D)
     exchange = PrepareModuleInputOutput(
-        input_layouts=(positions,) * 3,
-        desired_input_layouts=(heads,) * 3,
+        input_layouts=(*(positions,) * 3, None),
+        desired_input_layouts=(*(heads,) * 3, None),
         use_local_input=True,
         output_layouts=heads,
         desired_output_layouts=positions,
     )
+    model.parts = mesh.size()
     for block in model.blocks:
         parallelize_module(block, mesh, {"attention.mix": exchange})
 
@@ -101,11 +103,10 @@ def split_matrices(model: Transformer, mesh: DeviceMesh) -> None:
 
 
 def _block_plan(qk_norm: bool) -> dict[str, ParallelStyle]:
-    whole = (Replicate(), None, None)
     plan: dict[str, ParallelStyle] = {
         "attention_norm": SequenceParallel(),
         "attention": PrepareModuleInput(
-            input_layouts=(SEQUENCE, None, None), desired_input_layouts=whole
+            input_layouts=(SEQUENCE, None), desired_input_layouts=(Replicate(), None)
         ),
         "attention.q": ColwiseParallel(),
         "attention.k": ColwiseParallel(),
@@ -129,11 +130,11 @@ def shard(model: Transformer, config: TrainConfig, mesh: DeviceMesh) -> None:
 
     Gradients are averaged in float32. With bf16 the blocks' parameters travel in bfloat16, which is
     what their products round them to anyway (the norms' are rounded along); embedding, last norm
-    and tied head stay exact.
+    and tied head stay exact. With fp8 too, so there a weight is rounded twice, to 8 bits at last.
     """
-    engine, bf16 = config.engine, config.precision.name == "bf16"
+    engine = config.engine
     exact = _policy(None)
-    products = _policy(torch.bfloat16) if bf16 else exact
+    products = _policy(torch.bfloat16) if config.precision.low else exact
     pinned = mesh.device_type == "cuda"
     offload = CPUOffloadPolicy(pin_memory=pinned) if engine.offload == "all" else OffloadPolicy()
     for block in model.blocks:

@@ -1,8 +1,9 @@
 """The real engine on fake tensors and a fake process group: any model, any number of ranks."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 # device would not do: DTensor and FSDP take it for a model that has yet to be filled.
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor, Partial
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Nothing public makes a group of ranks that are not there. Without it an estimate would need one
 # process for each rank of the cluster.
@@ -23,9 +23,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.fsdp import FsdpEngine
 from llm_pretrain.engine.layout import Layout
+from llm_pretrain.engine.offload import ActivationOffload
 from llm_pretrain.estimate.ledger import Ledger
 from llm_pretrain.estimate.operation import local
-from llm_pretrain.model.transformer import CausalAttention, Norm
+from llm_pretrain.model.loss import product_dtype
+from llm_pretrain.model.transformer import Norm
 from llm_pretrain.optim.adamw import make_state
 from llm_pretrain.world import World
 
@@ -36,8 +38,10 @@ def keeps_scores(config: TrainConfig) -> bool:
     Fused kernels of float32 know no groups of query heads with torch up to 2.13; flash attention
     and cuDNN know no float32.
     """
-    grouped = config.model.kv_heads < config.model.heads
-    return config.engine.device != "cpu" and config.precision.name == "fp32" and grouped
+    model = config.model
+    grouped = model.kv_heads < model.heads
+    cornered = config.engine.device != "cpu" and config.precision.name == "fp32" and grouped
+    return model.attention == "math" or (model.attention == "auto" and cornered)
 
 
 class FakeEngine(FsdpEngine):
@@ -45,13 +49,15 @@ class FakeEngine(FsdpEngine):
 
     def __init__(self, config: TrainConfig, world: World, ledger: Ledger) -> None:
         self._fake, self._ledger = FakeTensorMode(), ledger
-        super().__init__(config, world)
+        # Of all kernels that do not keep scores, the one that runs here keeps what the others do.
+        kernel: Any = "math" if keeps_scores(config) else "flash"
+        super().__init__(replace(config, model=replace(config.model, attention=kernel)), world)
         if config.engine.device != "cpu":
             for module in self.model.modules():
                 if isinstance(module, Norm):
                     module.forward = partial(_cuda_norm, module, ledger)  # type: ignore[method-assign]
-                elif isinstance(module, CausalAttention) and keeps_scores(config):
-                    module.forward = partial(_cuda_scores, module.forward)  # type: ignore[method-assign]
+        if config.engine.offload_activations:
+            self.model.around = _FakeOffload(config.model.layers, ledger)
         with self.running():
             make_state(self.optimizer)
         moments = [t for state in self.optimizer.state.values() for t in state.values()]
@@ -119,13 +125,23 @@ def _cuda_norm(norm: Norm, ledger: Ledger, x: Tensor) -> Tensor:
     """`Norm.forward` with CUDA's kernel: the CPU's leaves intermediate results behind."""
     fused: Any = _FusedNorm.apply
     y: Tensor = fused(x.float(), norm.weight.float(), ledger)
-    return y.to(x.dtype)
+    return y.to(product_dtype(x))
 
 
-def _cuda_scores(attention: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`CausalAttention.forward` without a fused kernel, as CUDA does it where it has none."""
-    with sdpa_kernel(SDPBackend.MATH):
-        return attention(*tensors)
+class _FakeOffload(ActivationOffload):
+    """Copies as on a device: host memory is another one."""
+
+    def __init__(self, blocks: int, ledger: Ledger) -> None:
+        super().__init__(blocks, torch.device("cpu"))
+        self._ledger = ledger
+
+    def _to_host(self, tensor: Tensor) -> Tensor:
+        host = tensor.clone()
+        self._ledger.name([host], "offloaded")
+        return host
+
+    def _to_device(self, host: list[Tensor]) -> list[Tensor]:
+        return [tensor.clone() for tensor in host]
 
 
 class _FusedNorm(torch.autograd.Function):

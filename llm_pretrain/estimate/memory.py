@@ -48,10 +48,12 @@ def memory_of(trace: Trace, config: TrainConfig, layout: Layout, passes: int) ->
     parameters = trace.rest + trace.block * layers
     state = {**dict.fromkeys(CATEGORIES, 0), "parameters": parameters, "moments": 2 * parameters}
     hosted = ("parameters", "gradients", "moments") if config.engine.offload == "all" else ()
-    held, when = peak_of(trace, layers, passes, state, hosted=hosted)
+    held, when = peak_of(trace, layers, passes, state, hosted=(*hosted, "offloaded"))
     offloaded: Bytes = {}
     if hosted:
         offloaded = {"parameters": parameters, "gradients": parameters, "moments": 2 * parameters}
+    # Of every block but the last one.
+    offloaded["activations"] = (layers - 1) * trace.waiting
     copied = CHECKPOINT_BYTES // 4 * parameters
     # Equal copies are shared out among the ranks that hold them.
     return Memory(held, when, offloaded, -(-copied // layout.replicate))

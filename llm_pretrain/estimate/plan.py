@@ -1,9 +1,9 @@
 """Everything that is said of a run before it starts, as data."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from llm_pretrain.config.cluster import HardwareConfig
+from llm_pretrain.config.engine import Recompute
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.layout import Layout
 from llm_pretrain.estimate.memory import CHECKPOINT_BYTES, GIB, Memory, memory_of
@@ -14,8 +14,7 @@ from llm_pretrain.estimate.traffic import Flow, Link, Network, flows_of
 from llm_pretrain.estimate.zero import zero_flows, zero_memory, zero_speed
 from llm_pretrain.model.flops import parameter_count
 
-Recompute = Literal["none", "block"]
-RECOMPUTE: tuple[Recompute, ...] = ("none", "block")
+RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "block")
 
 
 @dataclass(frozen=True)
@@ -120,6 +119,8 @@ def _unknown(config: TrainConfig, links: set[Link]) -> list[str]:
         reasons.append(f"profiles have no rates for precision={config.precision.name}")
     if config.engine.offload != "none":
         reasons.append("profiles have no rate of updates in host memory (engine.offload)")
+    if config.engine.offload_activations:
+        reasons.append("profiles have no rate to host memory (engine.offload_activations)")
     missing = missing_rates(config, links)
     return [*reasons, *(f"{name} is not known" for name in missing)]
 

@@ -103,7 +103,7 @@ def _storage_lines(estimate: Estimate, config: TrainConfig) -> Iterator[str]:
     yield (
         f"host memory for each device: {_gib(memory.host)} GiB"
         f"{f' of {limit:g}' if limit else ''}: {_gib(memory.staging)} to save checkpoints from, "
-        f"{f'{_gib(state)} of offloaded state, ' if state else ''}"
+        f"{f'{_gib(state)} offloaded, ' if state else ''}"
         f"{_gib(HOST_RESERVE)} assumed for the process itself"
     )
     size, seconds = estimate.checkpoint, estimate.saving

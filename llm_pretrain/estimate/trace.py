@@ -17,12 +17,12 @@ from llm_pretrain.estimate.operation import local
 
 CATEGORIES = (
     *("parameters", "gradients", "moments", "accumulated"),
-    *("gathered", "activations", "working", "loss"),
+    *("gathered", "activations", "working", "loss", "offloaded"),
 )
 """What memory holds. accumulated: gradients that the last pass has yet to reduce; gathered:
 parameters of whole blocks, in the type of the products, and gradients on their way; activations:
 what the forward pass keeps; working: what comes and goes within a block; loss: logits and what the
-loss makes of them."""
+loss makes of them; offloaded: activations that wait in host memory."""
 
 Bytes = dict[str, int]
 """Bytes by category."""
@@ -70,6 +70,8 @@ class Trace:
     """Bytes of this rank's parameters outside the blocks."""
     block: int
     """Bytes of this rank's parameters in one block."""
+    waiting: int
+    """Bytes of one block's activations in host memory."""
 
     def order(self, layers: int, passes: int) -> Iterator[Stretch]:
         """The stretches of a step of a model with `layers` blocks, in the order of time."""
@@ -96,13 +98,16 @@ def _like(index: int, count: int, traced: int, edge: int) -> int:
 
 def trace(config: TrainConfig, layout: Layout, passes: int, *, grouped: bool) -> Trace:
     """Trace an update of rank 0. `grouped`: as ranks of a process group, even if it is alone."""
-    edge = 1 + config.engine.prefetch
+    # How far blocks reach into what the ones beside them do.
+    edge = 1 + config.engine.prefetch + config.engine.offload_activations
     blocks, passes = min(config.model.layers, 2 * edge + 1), min(passes, _TRACED_PASSES)
     small = replace(
         config,
         model=replace(config.model, layers=blocks),
         # Compiled blocks are traced as they are written; offloaded state as if on the device.
         engine=replace(config.engine, compile=False, offload="none"),
+        # What fp8's products keep for the backward pass are their inputs in bfloat16, too.
+        precision=replace(config.precision, name="bf16" if config.precision.low else "fp32"),
     )
     data = config.data
     rows = min(data.micro_batch, data.global_batch // layout.data_size)
@@ -124,7 +129,10 @@ def trace(config: TrainConfig, layout: Layout, passes: int, *, grouped: bool) ->
     # An update treats all parameters alike, and those of the other blocks are not traced.
     work = next(s.work for s in ledger.segments if s.name == "update")
     work.traffic *= (rest + block * config.model.layers) / (rest + block * blocks)
-    return Trace(_stretches(ledger, edge), blocks, passes, edge, rest, block)
+    stretches = _stretches(ledger, edge)
+    first = next(s for s in stretches if s.segment.block == 0)
+    waiting = sum(size for kind, size, _ in first.growth if kind == "offloaded" and size > 0)
+    return Trace(stretches, blocks, passes, edge, rest, block, waiting)
 
 
 class _Marks:
@@ -211,7 +219,7 @@ def _categories(ledger: Ledger) -> list[str]:
 
 def _category(label: str, names: list[str], begin: int, end: int) -> str:
     """What a storage holds that lived from segment `begin` to `end`."""
-    if label in ("parameters", "moments"):
+    if label in ("parameters", "moments", "offloaded"):
         return label
     if label in ("gathered", "reducing"):
         return "gathered"

@@ -42,7 +42,9 @@ def zero_memory(trace: Trace, config: TrainConfig, layout: Layout, passes: int) 
     nothing = dict.fromkeys(CATEGORIES, 0)
     extra = _passing_gradients(config, sizes, passes)
     layers = config.model.layers
-    held, when = peak_of(trace, layers, passes, nothing, hosted=cut, gradients=extra)
+    hosted = (*cut, "offloaded")
+    held, when = peak_of(trace, layers, passes, nothing, hosted=hosted, gradients=extra)
+    host["activations"] = (layers - 1) * trace.waiting
     for category, size in device.items():
         held[category] += size
     return Memory(held, when, host, CHECKPOINT_BYTES // 4 * sizes.part)

@@ -84,7 +84,7 @@ def export_hf(
     dtype = str(described[_EMBEDDING].dtype).removeprefix("torch.")
     content |= {"dtype": dtype, "torch_dtype": dtype}  # for transformers 5 and 4
     with _appearing(directory) as folder:
-        _write_tensors(folder, _names(config), described, read, shard_bytes)
+        _write_tensors(folder, llama_names(config), described, read, shard_bytes)
         _write_json(folder / "config.json", content)
         for name, path in (extras or {}).items():
             shutil.copyfile(path, folder / name)
@@ -103,7 +103,7 @@ def import_hf(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """
     path = directory / "config.json"
     config = from_llama(_read_json(path), path)
-    names = _names(config)
+    names = llama_names(config)
     files = _tensor_files(directory)
     if "lm_head.weight" in files:
         names[_HEAD] = "lm_head.weight"
@@ -121,7 +121,7 @@ def import_hf(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     return config, state
 
 
-def _names(config: ModelConfig) -> dict[str, str]:
+def llama_names(config: ModelConfig) -> dict[str, str]:
     """Our name -> their name, for each tensor in the file."""
     names = {_EMBEDDING: "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
     for i in range(config.layers):

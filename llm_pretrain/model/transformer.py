@@ -6,18 +6,37 @@ head, V vocabulary.
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Self
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from llm_pretrain.config.engine import Recompute
 from llm_pretrain.config.schema import ModelConfig
+from llm_pretrain.model.attention import Backend, Documents, backend
+from llm_pretrain.model.loss import Head, losses_of, product_dtype
+from llm_pretrain.model.recompute import contexts
+
+
+class Positions(NamedTuple):
+    """What each block needs to know of where its tokens are."""
+
+    cos: Tensor
+    """float32 (T, 1, D / 2), like `sin`; as made by `rope_tables`."""
+    sin: Tensor
+    mask: Any
+    """As the attention backend makes it from the documents."""
 
 
 class Norm(nn.Module):
-    """RMSNorm over the last dimension, in float32 whatever the dtype around it."""
+    """RMSNorm over the last dimension, in float32 whatever the dtype around it.
+
+    Matrix products follow, so the result is in their dtype: cast here it is cast once, and kept
+    once for the backward pass, instead of by each of them.
+    """
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -25,30 +44,27 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., size) -> (..., size), in the dtype of x."""
+        """(..., size) -> (..., size), in the dtype of products."""
         weight = self.weight.float()
-        return F.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
+        return F.rms_norm(x.float(), weight.shape, weight, self.eps).to(product_dtype(x))
 
 
 class CausalAttention(nn.Module):
     """Each position's mixture of the values up to it. No parameters: a place to put parallelism."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __init__(self, kernel: Backend) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         """Queries (B, T, H, D), keys and values (B, T, G, D) -> (B, T, H, D)."""
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),  # (B, H, T, D)
-            k.transpose(1, 2),  # (B, G, T, D)
-            v.transpose(1, 2),  # (B, G, T, D)
-            is_causal=True,
-            enable_gqa=k.shape[2] < q.shape[2],
-        )
-        return y.transpose(1, 2)
+        return self.kernel(q, k, v, mask)
 
 
 class Attention(nn.Module):
     """Causal self-attention with rotary positions; groups of query heads share a key head."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernel: Backend) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -56,21 +72,22 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.width, keys, bias=False)
         self.v = nn.Linear(config.width, keys, bias=False)
         self.out = nn.Linear(queries, config.width, bias=False)
-        self.mix = CausalAttention()
+        self.mix = CausalAttention(kernel)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             self.q_norm = Norm(config.head_dim, config.norm_eps)
             self.k_norm = Norm(config.head_dim, config.norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C); cos and sin as made by `rope_tables`."""
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        cos, sin, mask = positions
         q: Tensor = self.q(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H, D)
         k: Tensor = self.k(x).unflatten(-1, (-1, self.head_dim))  # (B, T, G, D)
         v: Tensor = self.v(x).unflatten(-1, (-1, self.head_dim))  # (B, T, G, D)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y: Tensor = self.mix(q, k, v)  # (B, T, H, D)
+        y: Tensor = self.mix(q, k, v, mask)  # (B, T, H, D)
         mixed: Tensor = self.out(y.flatten(2))  # (B, T, H * D) -> (B, T, C)
         return mixed
 
@@ -93,17 +110,36 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Attention, then SwiGLU, each on a normalized copy of the residual stream it adds to."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernel: Backend) -> None:
         super().__init__()
         self.attention_norm = Norm(config.width, config.norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(config, kernel)
         self.mlp_norm = Norm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config)
+        self.recompute: Recompute = "none"
+        self.products: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """What the block computes in, the second time too, for which torch restores only its own
+        autocast."""
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attention(self.attention_norm(x), cos, sin)
-        x = x + self.mlp(self.mlp_norm(x))
+        if self.recompute == "none":
+            return self._run(x, positions)
+        # In here, so that a compiled block sees what is to be kept.
+        y: Tensor = checkpoint(
+            self._run,
+            x,
+            positions,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            **contexts(self.recompute),
+        )
+        return y
+
+    def _run(self, x: Tensor, positions: Positions) -> Tensor:
+        with self.products():
+            x = x + self.attention(self.attention_norm(x), positions)
+            x = x + self.mlp(self.mlp_norm(x))
         return x
 
 
@@ -113,44 +149,66 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.kernel = backend(config.attention)
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, self.kernel) for _ in range(config.layers))
         self.norm = Norm(config.width, config.norm_eps)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-        self.recompute = False
-        """Keep only the blocks' inputs for the backward pass, and compute the rest again."""
+        self.head = Head(config.width, config.vocab_size)
+        self.parts = 1
+        """Ranks that share a sequence; attention sees what all of them have."""
+        self.watched = False
+        """Whether to find out `kurtosis`."""
+        self.kurtosis: Tensor | None = None
+        """Of each block's output (L,), of the last pass for training."""
+        self.around: Callable[[int], AbstractContextManager[Any]] = _nothing
+        """Entered around the block of that index."""
         self.tie()
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, first: int = 0) -> Tensor:
-        """Logits (B, T, V), or with targets the loss of each token.
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        first: int = 0,
+        documents: Documents | None = None,
+        *,
+        mean: bool = False,
+    ) -> Tensor:
+        """Logits (B, T, V), or with targets the loss.
 
         Args:
             tokens: int64 (B, T).
             targets: int64 (B, T), the token to predict at each position; -100 counts as loss 0.
             first: position of the first token, for a part of a longer sequence.
+            documents: of the whole sequences, if attention shall stay within them.
+            mean: of all positions' losses rather than each.
 
         Returns:
-            Logits (B, T, V); with targets, the negative log likelihood in nats, float32 (B, T).
+            Logits (B, T, V); with targets, the negative log likelihood in nats, float32 (B, T), or
+            its mean.
         """
         config = self.config
-        # Both are made anew in every pass, since a few small kernels are cheaper than state that
+        # All are made anew in every pass, since a few small kernels are cheaper than state that
         # meta devices, inference mode or fake tensors could spoil.
         last = first + tokens.shape[1]
         cos, sin = rope_tables(last, config.head_dim, config.rope_theta, tokens.device)
-        cos, sin = cos[first:], sin[first:]  # (T, 1, D / 2)
+        mask = self.kernel.mask(documents, self.parts * tokens.shape[1])
+        positions = Positions(cos[first:], sin[first:], mask)
         x = self.embedding(tokens)  # (B, T, C)
-        for block in self.blocks:
-            if self.recompute:
-                x = checkpoint(block, x, cos, sin, use_reentrant=False)
-            else:
-                x = block(x, cos, sin)
-        logits: Tensor = self.head(self.norm(x))  # (B, T, V)
-        if targets is None:
-            return logits
-        # Class dimension second, (B, V, T), would be strided; flat rows are not.
-        nll = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-        # A copy, since FSDP's backward hooks do not survive in-place operations on a view.
-        return nll.view_as(targets).clone()  # (B, T)
+        seen: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            with self.around(index):
+                x = block(x, positions)
+            if self.watched and mean:
+                seen.append(_kurtosis(x))
+        self.kurtosis = torch.stack(seen) if seen else None
+        return self._output(self.norm(x), targets, mean=mean)
+
+    def _output(self, x: Tensor, targets: Tensor | None, *, mean: bool) -> Tensor:
+        if targets is None or self.head.rows is None:
+            logits: Tensor = self.head(x)  # (B, T, V)
+            return logits if targets is None else losses_of(logits, targets, mean=mean)
+        losses: Tensor = self.head(x, targets, mean=mean)
+        return losses
 
     def initial_values(self, seed: int) -> Iterator[tuple[str, Tensor]]:
         """Name and full initial value, float32 on the CPU, of each parameter in order of name.
@@ -188,6 +246,17 @@ class Transformer(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.tie()
         return self
+
+
+def _nothing(_index: int) -> AbstractContextManager[Any]:
+    return nullcontext()
+
+
+@torch.no_grad()
+def _kurtosis(x: Tensor) -> Tensor:
+    """Fourth moment over the squared second one of the channels, mean over tokens: (B, T, C)."""
+    squares = x.float().square()
+    return (squares.square().mean(-1) / squares.mean(-1).square()).mean()
 
 
 def rope_tables(

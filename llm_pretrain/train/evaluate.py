@@ -27,7 +27,7 @@ def evaluate(engine: Engine, loader: Loader, config: TrainConfig, world: World) 
         own = max(0, min(micro, end - first))
         rows = loader.validation_batch(first, own) if own else loader.validation_batch(0, 1)
         padded = np.resize(rows, (micro, rows.shape[1]))
-        losses = engine.evaluate(torch.from_numpy(padded).to(world.device))[:own].double()
+        losses = engine.evaluate(torch.from_numpy(padded))[:own].double()
         sums += torch.stack([losses.sum(), (losses * losses).sum()])
     total, squares = world.sum(sums).tolist()
     mean = total / count

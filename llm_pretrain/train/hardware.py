@@ -13,9 +13,24 @@ PEAK_BF16 = {
     "NVIDIA GH200 120GB": 989e12,
     "NVIDIA GH200 480GB": 989e12,
     "NVIDIA GH200 144G HBM3e": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GB200": 2500e12,
 }
-"""Dense bf16 FLOP/s from NVIDIA's datasheets. The names are torch.cuda.get_device_name()'s, whole:
-a part of a name is no key ('H200' is inside 'GH200')."""
+"""Dense bf16 FLOP/s from NVIDIA's datasheets, half of what they print with sparsity. The names are
+torch.cuda.get_device_name()'s, whole: a part of a name is no key ('H200' is inside 'GH200')."""
+PEAK_FP8 = {
+    "NVIDIA H100 80GB HBM3": 1979e12,
+    "NVIDIA H100 PCIe": 1513e12,
+    "NVIDIA H100 NVL": 1671e12,
+    "NVIDIA H200": 1979e12,
+    "NVIDIA GH200 120GB": 1979e12,
+    "NVIDIA GH200 480GB": 1979e12,
+    "NVIDIA GH200 144G HBM3e": 1979e12,
+    "NVIDIA B200": 4500e12,
+    "NVIDIA GB200": 5000e12,
+}
+"""Dense fp8 FLOP/s of the same devices. No denominator of MFU: a run in fp8 does attention and its
+head in bf16."""
 
 _SIZE = 2048
 _SECONDS = 0.3
@@ -48,7 +63,10 @@ def peak(device: torch.device, dtype: torch.dtype) -> Peak:
 
 def measure_matmul(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest square matrix product seen in about 0.3 s."""
-    a = torch.ones(_SIZE, _SIZE, device=device, dtype=dtype)
+    # A GPU clocks higher for ones than for numbers as they occur. What the global generators hold
+    # is part of a checkpoint, so they are left alone.
+    draw = torch.Generator(device).manual_seed(0)
+    a = torch.randn(_SIZE, _SIZE, device=device, dtype=dtype, generator=draw)
     best, began = float("inf"), time.perf_counter()
     while time.perf_counter() - began < _SECONDS or best == float("inf"):
         start = time.perf_counter()

@@ -19,6 +19,7 @@ from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import clock_of, schedule_of
 from llm_pretrain.train.console import RunConsole
 from llm_pretrain.train.evaluate import evaluate
+from llm_pretrain.train.garbage import Collector
 from llm_pretrain.train.interrupt import Deadline, StopFlag
 from llm_pretrain.train.loggers import Loggers
 from llm_pretrain.train.meter import Meter
@@ -141,7 +142,7 @@ class Trainer:
 
     def _train(self, step: int, stop: StopFlag) -> Outcome:
         total, vote, deadline = self._calendar.total, Vote(self._world), Deadline()
-        with Prefetcher(self._batch) as batches:
+        with Prefetcher(self._batch) as batches, Collector() as collector:
             self._meter.start()
             while step < total:
                 loss, norm = self._update(step, batches.get(step))
@@ -149,6 +150,7 @@ class Trainer:
                 self._after(step, loss, norm)
                 self._console.advance(step)
                 self._watchdog.alive()
+                collector.after(step)
                 if deadline.near(self._saver.seconds):
                     stop.by = stop.by or "the job's time limit"
                 if vote.cast(stop.by is not None or self._saver.failed) and step < total:
@@ -171,7 +173,7 @@ class Trainer:
     def _update(self, step: int, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer update; this rank's loss and the gradient norm, still on the device."""
         micro = self._config.data.micro_batch
-        passes = torch.split(rows.to(self._world.device, non_blocking=True), micro)
+        passes = torch.split(rows, micro)
         total = torch.zeros((), device=self._world.device)
         for i, tokens in enumerate(passes):
             last = i == len(passes) - 1
@@ -190,7 +192,8 @@ class Trainer:
             loss, norm = self._look(step, local_loss, local_norm)
         if logs:
             lr = self._schedule.lr(step - 1)
-            self._record(step, {"loss": loss, "lr": lr, "grad_norm": norm, **self._meter.read()})
+            seen = {"loss": loss, "lr": lr, "grad_norm": norm, **self._outliers()}
+            self._record(step, {**seen, **self._meter.read()})
         if self._calendar.evaluates(step):
             with self._meter.paused(), self._watchdog.paused():
                 self._record(step, evaluate(self._engine, self._loader, self._config, self._world))
@@ -223,6 +226,14 @@ class Trainer:
                 "intact: branch from one with a lower rate"
             )
         return loss, norm
+
+    def _outliers(self) -> dict[str, float]:
+        """The largest kurtosis of a block's output in the last pass, if it is watched."""
+        kurtosis = self._engine.kurtosis()
+        if kurtosis is None:
+            return {}
+        of_blocks = self._world.sum(kurtosis.clone()) / self._world.data_size  # (L,)
+        return {"kurtosis": round(of_blocks.max().item(), 3)}
 
     def _save(self, step: int) -> None:
         if step == self._saved:

@@ -16,7 +16,7 @@ class Meter:
     """Counts tokens and training seconds; evaluation and saving pause it."""
 
     def __init__(self, config: TrainConfig, world: World) -> None:
-        dtype = torch.bfloat16 if config.precision.name == "bf16" else torch.float32
+        dtype = torch.bfloat16 if config.precision.low else torch.float32
         # Ranks that share cores would slow each other's measurement.
         self.peak = world.on_main(lambda: peak(world.device, dtype))
         length = config.data.sequence_length
@@ -39,7 +39,8 @@ class Meter:
         """Rates since the last reading; then a new stretch begins.
 
         `mfu` counts attention as a full square, as most published figures do; `mfu_causal` counts
-        the half that a causal mask needs. On a GPU also `peak_memory_gib`, the most that rank 0
+        the half that a causal mask needs. With fp8 too, both are relative to the peak of bfloat16,
+        so that what 8 bits gain is seen. On a GPU also `peak_memory_gib`, the most that rank 0
         has had allocated since the run began.
         """
         rate = self._tokens / (time.perf_counter() - self._began)

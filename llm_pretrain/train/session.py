@@ -17,6 +17,7 @@ from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.data.prepare import Prepared, prepare
 from llm_pretrain.engine.build import build_engine
+from llm_pretrain.engine.choices import Settled, settle
 from llm_pretrain.engine.layout import passes
 from llm_pretrain.engine.zero_config import require_deepspeed
 from llm_pretrain.errors import (
@@ -27,6 +28,7 @@ from llm_pretrain.errors import (
     LostRankError,
     UserError,
 )
+from llm_pretrain.numa import bind_near
 from llm_pretrain.records import now
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import schedule_of
@@ -47,6 +49,8 @@ class Session:
     """Trains the run at `path` until it ends or is stopped."""
 
     config: TrainConfig
+    settled: Settled
+    """The same with what this machine computes it with."""
     path: Path
     overrides: Sequence[str]
     """What this command line asked for, for the record."""
@@ -62,9 +66,6 @@ class Session:
         Raises UserError before the directory exists when the input cannot work.
         """
         world = self.world
-        passes(self.config.data, world.layout)
-        if self.config.engine.name == "deepspeed":
-            require_deepspeed()
         data = _with_own_tokenizer(self.config.data, self.path)
         world.on_main(lambda: _fill_cache(data))
         prepared = prepare(data)
@@ -81,6 +82,10 @@ class Session:
             stack.callback(console.close)
             world.on_main(lambda: self._ready(run, prepared))
             saved = self._verified(run, console)
+            # After data are prepared, for which all cores are welcome; before any pinned memory.
+            bound = bind_near(world.device)
+            if bound:
+                console.say(bound)
             code = self._train(run, prepared, console, saved)
         # torchrun ends the other ranks when the first one exits; rank 0 must have closed the run.
         world.gather(None)
@@ -134,7 +139,8 @@ class Session:
         config, world = self.config, self.world
         loader = Loader(config, prepared)
         fresh = saved is None and run.record.parent is None
-        engine = build_engine(config, world, fresh=fresh)
+        end = prepared.tokenizer.end_of_text_id
+        engine = build_engine(self.settled.config, world, fresh=fresh, end_of_text=end)
         calendar = Calendar.of(config, frozenset(planned_steps(config)))
         trainer = Trainer(
             run=run,
@@ -150,6 +156,8 @@ class Session:
         number = world.on_main(lambda: self._begin(run, step, peak))
         witness = Witness(run, world, self.hosts, flight.place(run.flight_path, number))
         console.say(self._greeting(step, peak))
+        for part in self.settled.chosen:
+            console.say(str(part))
         try:
             outcome = self._steps(trainer, step, witness, console)
         except OSError as error:
@@ -199,7 +207,7 @@ class Session:
             "engine": config.engine.name,
             "layout": self._layout(),
             "precision": config.precision.name,
-            "compile": config.engine.compile,
+            "computes": self.settled.to_dict(),
             "peak": peak,
         }
         sessions = [*run.record.sessions, entry]
@@ -228,8 +236,7 @@ class Session:
         schedule = schedule_of(config)
         return (
             f"steps {step} to {schedule.total} on {world.size} x {device_name(world.device)}, "
-            f"{config.precision.name}, {config.engine.name}"
-            f"{', compiled' if config.engine.compile else ''}; MFU against {peak}; "
+            f"{config.precision.name}, {config.engine.name}; MFU against {peak}; "
             f"{schedule.describe()}"
         )
 
@@ -237,11 +244,18 @@ class Session:
 def run_session(
     config: TrainConfig, path: Path, overrides: Sequence[str], patience: float = 0.0
 ) -> int:
-    """Train the run at `path` in this process, one of several or the only one."""
+    """Train the run at `path` in this process, one of several or the only one; the exit code.
+
+    Raises UserError before the directory exists when the input cannot work.
+    """
     with join(config.engine) as world:
         # Slurm's name of the node, by which a job avoids it, may be another than its own.
         hosts = world.gather(os.environ.get("SLURMD_NODENAME") or socket.gethostname())
-        return Session(config, path, overrides, world, hosts, patience).run()
+        passes(config.data, world.layout)
+        if config.engine.name == "deepspeed":
+            require_deepspeed()
+        settled = settle(config, world)
+        return Session(config, settled, path, overrides, world, hosts, patience).run()
 
 
 def _end(run: Run, outcome: Outcome, console: RunConsole) -> None:

@@ -9,7 +9,7 @@ from llm_pretrain.checkpoint.tensors import fill, keys
 from llm_pretrain.config.diff import differences, fingerprint, trajectory
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader
-from llm_pretrain.engine.base import Engine
+from llm_pretrain.engine.base import Engine, State
 from llm_pretrain.errors import UserError
 from llm_pretrain.records import now
 from llm_pretrain.runs import Run
@@ -87,14 +87,25 @@ def restore(
 
 def _load(store: CheckpointStore, step: int, engine: Engine, world: World) -> None:
     folder = store.path(step)
-    mine, rng = f"rank{world.rank}", _rng(world)
+    mine, rng, saved = f"rank{world.rank}", _rng(world), keys(folder)
     # With another world size, ranks that did not exist have no generator state to restore;
     # nothing in training draws from it, so the result does not depend on it.
-    known = keys(folder).issuperset(f"rng.{mine}.{kind}" for kind in rng)
+    known = saved.issuperset(f"rng.{mine}.{kind}" for kind in rng)
     extra = {"rng": {mine: rng}} if known else {}
-    engine.load(lambda state: fill(folder, {**state, **extra}, group=world.io_group))
+
+    def take(state: State) -> None:
+        fill(folder, {**_in(saved, state), **extra}, group=world.io_group)
+
+    engine.load(take)
     if known:
         _set_rng(rng, world)
+
+
+def _in(saved: set[str], state: State) -> State:
+    """`state` without scales of FP8 that were not saved: those of a run in another precision."""
+    scales = {n: t for n, t in state.get("fp8", {}).items() if f"fp8.{n}" in saved}
+    rest = {name: part for name, part in state.items() if name != "fp8"}
+    return {**rest, "fp8": scales} if scales else rest
 
 
 def _rng(world: World) -> dict[str, torch.Tensor]:

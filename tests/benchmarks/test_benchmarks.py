@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import (
+    attention,
     collect,
     engines,
     file_operations,
@@ -49,6 +50,7 @@ def handlers() -> Iterator[None]:
         ("startup", startup.main),
         ("reconcile", reconcile.main),
         ("theory", theory.main),
+        ("attention", attention.main),
     ],
 )
 def test_quick(module: str, main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from llm_pretrain.config.data import DataConfig
-from llm_pretrain.config.schema import EngineConfig
+from llm_pretrain.config.engine import EngineConfig
 from llm_pretrain.engine.layout import Layout, passes
 from llm_pretrain.errors import UserError
 

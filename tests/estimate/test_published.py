@@ -40,7 +40,7 @@ PUBLISHED = {
             "engine.reshard_after_forward=false",
         ),
         rate=723,
-        ceiling=1.2,
+        ceiling=1.25,
     ),
     # README of swiss-ai/lsaie-ss26-gipfelsturm: Megatron, GPT-2's vocabulary.
     "8B, GH200": Published(
