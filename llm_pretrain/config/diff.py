@@ -36,6 +36,12 @@ def own_trajectory(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in trajectory(config).items() if name != "past"}
 
 
+def completed(old: dict[str, Any]) -> dict[str, Any]:
+    """A trajectory that an earlier version wrote, with the defaults of fields that came later."""
+    later = {n: v for n, v in trajectory(TrainConfig()).items() if not n.startswith("data.")}
+    return {**later, **old}
+
+
 def fingerprint(trajectory: dict[str, Any]) -> str:
     """A hash that two trajectories share exactly when they are the same."""
     return hashlib.sha256(json.dumps(trajectory, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,9 +7,10 @@ import torch
 
 State = dict[str, Any]
 """Nested dict of this rank's tensors under the model's own parameter names: 'model' and
-'optimizer'. A leaf is a tensor (a DTensor where it is a part of a larger one), or a function
-without arguments that makes one when it is called, in the same order on every rank. A plain tensor
-that a function makes is the same on every rank."""
+'optimizer', and with delayed scaling of FP8 'fp8', the same on every rank. A leaf is a tensor (a
+DTensor where it is a part of a larger one), or a function without arguments that makes one when it
+is called, in the same order on every rank. A plain tensor that a function makes is the same on
+every rank."""
 
 
 class Engine(Protocol):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_pretrain.config.schema import PrecisionConfig, TrainConfig
+from llm_pretrain.engine import fp8
 from llm_pretrain.engine.base import State
 from llm_pretrain.engine.blank import blank_model
 from llm_pretrain.engine.inputs import Inputs
@@ -57,7 +58,7 @@ class DeepSpeedEngine:
         settings = zero_config(config, world.device.type)
         values = model.initial_values(config.run.seed) if fresh else _no_values(model)
         _fill(model, values, deepspeed, settings)
-        self._model = model
+        self._model, self._precision = model, config.precision
         self._engine = deepspeed.initialize(
             model=_Losses(model, config.precision, world.device),
             optimizer=self._optimizer,
@@ -88,7 +89,8 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def evaluate(self, tokens: Tensor) -> Tensor:
         """See Engine."""
-        return self._losses(tokens, mean=False).mean(dim=1)
+        with fp8.unchanged(self._model, self._precision):
+            return self._losses(tokens, mean=False).mean(dim=1)
 
     def _losses(self, tokens: Tensor, *, mean: bool) -> Tensor:
         losses: Tensor = self._engine(Inputs.of(tokens, self._end_of_text, self._world), mean)
@@ -100,11 +102,11 @@ class DeepSpeedEngine:
 
     def state(self) -> State:
         """See Engine."""
-        return self._state.state()
+        return {**self._state.state(), **fp8.state(self._model, self._precision)}
 
     def load(self, fill: Callable[[State], None]) -> None:
         """See Engine."""
-        self._state.load(fill)
+        self._state.load(fp8.loading(self._model, self._precision, fill))
         self._broken = False
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from llm_pretrain.config.precision import TORCHAO, TRANSFORMER_ENGINE, obstacle
 from llm_pretrain.config.schema import PrecisionConfig, TrainConfig
+from llm_pretrain.engine.base import State
 from llm_pretrain.errors import UserError
 from llm_pretrain.model.transformer import Block, Transformer
 
@@ -30,8 +31,8 @@ _INSTALL = {
 }
 _CAPABLE = (8, 9)
 """The first compute capability with products in FP8: Ada, then Hopper (9.0) and Blackwell (10)."""
-_HISTORY = ("scaling_fwd", "scaling_bwd")
-"""How Transformer Engine names what delayed scaling remembers of either pass."""
+_WAYS, _PARTS = ("scaling_fwd", "scaling_bwd"), ("scale", "amax_history")
+"""How Transformer Engine names what delayed scaling remembers of the two passes."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def convert(model: Transformer, precision: PrecisionConfig) -> None:
     """
     if precision.name != "fp8":
         return
+    assert precision.library != "auto"
     for block in model.blocks[precision.keep_first : len(model.blocks) - precision.keep_last]:
         if precision.library == TRANSFORMER_ENGINE:
             _swap(block, _te_linear)
@@ -94,44 +96,40 @@ def scaled(precision: PrecisionConfig) -> Callable[[], AbstractContextManager[An
     return _te_autocast(precision)
 
 
-def state(model: Transformer, precision: PrecisionConfig) -> dict[str, Tensor]:
-    """Scales and largest values of earlier passes, copies by name; empty without delayed scaling.
+def state(model: Transformer, precision: PrecisionConfig) -> State:
+    """What delayed scaling remembers, as the part 'fp8' of a training state; else nothing.
 
-    Transformer Engine reduces them over all ranks, so each rank has the same.
+    Copies. Transformer Engine reduces the values over all ranks, so each rank has the same.
     """
-    return {
-        f"{name}.{way}.{part}": tensor
-        for name, module in _remembering(model, precision)
-        for way, pair in module.get_fp8_meta_tensors().items()
-        for part, tensor in zip(("scale", "amax_history"), pair, strict=True)
-    }
+    remembered = _remembered(model, precision)
+    return {"fp8": remembered} if remembered else {}
 
 
-def fresh_state(model: Transformer, precision: PrecisionConfig) -> dict[str, Tensor]:
-    """The same as at the start of a run, to be filled from a checkpoint that has some of it."""
-    return {
-        name: torch.ones_like(t) if name.endswith(".scale") else torch.zeros_like(t)
-        for name, t in state(model, precision).items()
-    }
+def loading(
+    model: Transformer, precision: PrecisionConfig, fill: Callable[[State], None]
+) -> Callable[[State], None]:
+    """`fill`, but it fills what delayed scaling remembers, too.
 
+    What `fill` leaves out is as at the start of a run: scales of 1, with which a first pass on
+    trained parameters rounds small gradients to 0.
+    """
 
-def load(model: Transformer, precision: PrecisionConfig, values: dict[str, Tensor]) -> None:
-    """Take over a `state`."""
-    for name, module in _remembering(model, precision):
-        module.reset_fp8_meta_tensors(
-            {
-                way: [values[f"{name}.{way}.{part}"] for part in ("scale", "amax_history")]
-                for way in _HISTORY
-            }
-        )
+    def both(state: State) -> None:
+        values = _remembered(model, precision)
+        for name, value in values.items():
+            value.fill_(name.endswith(".scale"))
+        fill({**state, "fp8": values} if values else state)
+        _remember(model, precision, values)
+
+    return both
 
 
 @contextmanager
 def unchanged(model: Transformer, precision: PrecisionConfig) -> Iterator[None]:
     """Forget at the end what the passes inside have added to the `state`."""
-    before = state(model, precision)
+    before = _remembered(model, precision)
     yield
-    load(model, precision, before)
+    _remember(model, precision, before)
 
 
 def _require_capable(device: torch.device) -> None:
@@ -238,3 +236,20 @@ def _remembering(model: Transformer, precision: PrecisionConfig) -> Iterator[tup
                 with torch.no_grad(), _te_autocast(precision)():
                     module.init_fp8_metadata(num_gemms=1)
             yield name, module
+
+
+def _remembered(model: Transformer, precision: PrecisionConfig) -> dict[str, Tensor]:
+    """Scales and largest values of earlier passes, copies by name."""
+    return {
+        f"{name}.{way}.{part}": tensor
+        for name, module in _remembering(model, precision)
+        for way, pair in module.get_fp8_meta_tensors().items()
+        for part, tensor in zip(_PARTS, pair, strict=True)
+    }
+
+
+def _remember(model: Transformer, precision: PrecisionConfig, values: dict[str, Tensor]) -> None:
+    for name, module in _remembering(model, precision):
+        module.reset_fp8_meta_tensors(
+            {way: [values[f"{name}.{way}.{part}"] for part in _PARTS] for way in _WAYS}
+        )

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import loss_parallel
 
 from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.engine import fp8
 from llm_pretrain.engine.base import State
 from llm_pretrain.engine.blank import blank_model
 from llm_pretrain.engine.inputs import Inputs
@@ -73,7 +74,7 @@ class FsdpEngine:
     @torch.no_grad()
     def evaluate(self, tokens: torch.Tensor) -> torch.Tensor:
         """See Engine."""
-        with self._sharded_loss():
+        with self._sharded_loss(), fp8.unchanged(self.model, self._config.precision):
             losses = _local(self._losses(tokens).mean(dim=1))
         if self._context is not None:
             dist.all_reduce(losses, group=self._context.get_group())
@@ -95,11 +96,12 @@ class FsdpEngine:
         return {
             "model": {name: p.detach() for name, p in self._parameters.items()},
             "optimizer": {name: dict(moments[p]) for name, p in self._parameters.items()},
+            **fp8.state(self.model, self._config.precision),
         }
 
     def load(self, fill: Callable[[State], None]) -> None:
         """See Engine."""
-        fill(self.state())
+        fp8.loading(self.model, self._config.precision, fill)(self.state())
 
     def _fill(self, fresh: bool) -> None:
         """Give the parameters memory and, if `fresh`, initial values, one tensor at a time."""

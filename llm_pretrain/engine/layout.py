@@ -142,6 +142,12 @@ def _check_deepspeed(engine: EngineConfig) -> None:
             f"engine.offload: 'all' needs engine.zero_stage=3, not {engine.zero_stage}; at stages "
             "1 and 2 use engine.offload=optimizer"
         )
+    if engine.recompute == "selective" and engine.zero_stage == 3:
+        raise UserError(
+            "engine.recompute: at zero_stage=3 DeepSpeed gathers parameters between a block's "
+            "operations, other ones the second time, which torch's selective mode refuses; use "
+            "block, or zero_stage=2"
+        )
     if engine.compile and engine.zero_stage == 3:
         raise UserError(
             "engine.compile: at zero_stage=3 DeepSpeed works between the modules of a block, which "

@@ -6,7 +6,7 @@ import torch
 
 from llm_pretrain.checkpoint.store import CheckpointStore, Meta
 from llm_pretrain.checkpoint.tensors import fill, keys
-from llm_pretrain.config.diff import differences, fingerprint, trajectory
+from llm_pretrain.config.diff import completed, differences, fingerprint, trajectory
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.engine.base import Engine, State
@@ -46,7 +46,7 @@ def checkpoint_meta(
 
 def check_same_run(meta: Meta, config: TrainConfig, loader: Loader, where: str) -> None:
     """Raise UserError, showing both sides, when a checkpoint was written by a different run."""
-    changed = differences(meta.config, trajectory(config))
+    changed = differences(completed(meta.config), trajectory(config))
     old, new = Schedule.from_dict(meta.schedule), schedule_of(config)
     if old != new and not new.prolongs(old):
         changed.append(f"schedule: {old.describe()} -> {new.describe()}")

@@ -189,9 +189,10 @@ the loss, 1e-2 in the norm and 3e-4 in validation; the layouts by 5e-4, 2e-2 and
 also sends weights rounded to bfloat16."""
 
 
-@pytest.mark.parametrize(
-    "name", ["FSDP 2", "tensor 2", "tensor 2, FSDP 2", "context 2", "ZeRO-1 2", "ZeRO-3 2"]
-)
+SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in ("tensor 2, FSDP 2", "context 2")]
+
+
+@pytest.mark.parametrize("name", ["FSDP 2", "tensor 2", "ZeRO-1 2", "ZeRO-3 2", *SLOW])
 def test_layouts_agree(fleet: Fleet, name: str) -> None:
     one = fleet.train(LAYOUTS["one process"], "model.layers=2", *EMULATED)
     run = fleet.train(LAYOUTS[name], "model.layers=2", *EMULATED)

@@ -1,7 +1,7 @@
 """Our calls of Transformer Engine, to a stand-in: names, contexts and state, not arithmetic."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from llm_pretrain.engine import fp8
 from llm_pretrain.engine.build import build_engine
 from llm_pretrain.errors import UserError
 from tests.engine.test_fp8 import MATRICES, SMALL
-from tests.engine.zero import alone, batch, configured, train
+from tests.engine.zero import alone, batch, configured
+from tests.engine.zero import train as updates
+from tests.support import assert_same_bits, tensors
 
+Train = Callable[..., int]
 HOPPER = torch.device("cuda", 0)
 
 
@@ -30,6 +33,12 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [n for n in sys.modules if n.startswith("transformer_engine")]:
         del sys.modules[name]
     fp8._recipe.cache_clear()
+
+
+@pytest.fixture
+def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in needs no GPU, so a whole run may ask for it."""
+    monkeypatch.setattr(fp8, "_require_capable", lambda _device: None)
 
 
 def asked(recipe: Any = "current", library: Any = TRANSFORMER_ENGINE, **engine: Any) -> Any:
@@ -54,7 +63,7 @@ def test_every_pass_is_inside_the_recipe(recipe: str) -> None:
     engine = build_engine(asked(recipe), alone())
     found = matrices(engine)
     assert found.keys() == {f"blocks.{i}.{name}" for i in (0, 1, 2) for name in MATRICES}
-    train(engine, alone(), asked(recipe), range(2))
+    updates(engine, alone(), asked(recipe), range(2))
     for module in found.values():
         # Before each of two steps of six micro-batches, an evaluation.
         assert module.seen == [RECIPES[recipe]] * 2 * (1 + 6)
@@ -66,51 +75,80 @@ def test_every_pass_is_inside_the_recipe(recipe: str) -> None:
 def test_computed_again_inside_the_recipe(recipe: str) -> None:
     config = asked(recipe, recompute="block")
     engine = build_engine(config, alone())
-    again = train(engine, alone(), config, range(1), evaluate=False)
+    again = updates(engine, alone(), config, range(1), evaluate=False)
     for module in matrices(engine).values():
         assert module.seen == [RECIPES[recipe]] * 2 * 6
     plain = build_engine(asked(recipe), alone())
-    assert train(plain, alone(), asked(recipe), range(1), evaluate=False) == again
+    assert updates(plain, alone(), asked(recipe), range(1), evaluate=False) == again
 
 
 def scales(engine: Any, config: Any) -> dict[str, Tensor]:
-    return fp8.state(engine.model, config.precision)
+    found: dict[str, Tensor] = fp8.state(engine.model, config.precision).get("fp8", {})
+    return found
 
 
 def test_delayed_scaling_is_saved_and_loaded() -> None:
     config = asked("delayed")
     engine = build_engine(config, alone())
-    names = scales(engine, config).keys()
-    assert len(names) == 3 * 7 * 2 * 2
-    assert "blocks.2.mlp.down.scaling_bwd.amax_history" in names
-    assert all((t == (n.endswith("scale"))).all() for n, t in scales(engine, config).items())
-    train(engine, alone(), config, range(2))
+    at_start = scales(engine, config)
+    assert len(at_start) == 3 * 7 * 2 * 2
+    assert "blocks.2.mlp.down.scaling_bwd.amax_history" in at_start
+    assert all((t == name.endswith("scale")).all() for name, t in at_start.items())
+    updates(engine, alone(), config, range(2))
     after = scales(engine, config)
     largest = engine.model.get_parameter("blocks.0.attention.q.weight").abs().max().item()
-    assert after["blocks.0.attention.q.scaling_fwd.scale"][1] == pytest.approx(
-        448 / largest, rel=0.5
-    )
-    other = build_engine(config, alone())
-    fp8.load(other.model, config.precision, after)
-    assert all(torch.equal(after[n], t) for n, t in scales(other, config).items())
-    assert fp8.fresh_state(other.model, config.precision).keys() == names
-    assert all((t <= 1).all() for t in fp8.fresh_state(other.model, config.precision).values())
+    weight_scale = after["blocks.0.attention.q.scaling_fwd.scale"][1].item()
+    assert weight_scale == pytest.approx(448 / largest, rel=0.5)
+
+    def fill(state: dict[str, Any]) -> None:
+        assert state.keys() == {"other", "fp8"}
+        for name, buffer in state["fp8"].items():
+            if name.startswith("blocks.0"):
+                buffer.copy_(after[name])
+
+    # Of a run whose other blocks were in bfloat16, into an engine in use.
+    fp8.loading(engine.model, config.precision, fill)({"other": {}})
+    for name, tensor in scales(engine, config).items():
+        assert torch.equal(tensor, (after if name.startswith("blocks.0") else at_start)[name])
 
 
 def test_evaluation_leaves_no_trace() -> None:
     config = asked("delayed")
     engine = build_engine(config, alone())
-    train(engine, alone(), config, range(1), evaluate=False)
+    updates(engine, alone(), config, range(1), evaluate=False)
     before = scales(engine, config)
-    with fp8.unchanged(engine.model, config.precision):
-        engine.evaluate(batch(7, config)[:4] * 0)
+    engine.evaluate(batch(7, config)[:4] * 0)
     assert all(torch.equal(before[n], t) for n, t in scales(engine, config).items())
+
+
+@pytest.mark.slow
+def test_scales_in_checkpoints(train: Train, cli: Train, tmp_path: Path, on_a_cpu: None) -> None:
+    """A run in two parts has those of a run in one; branches go from bfloat16 to FP8 and back."""
+    whole, parts, bf16 = (tmp_path / name for name in ("whole", "parts", "bf16"))
+    short = ("eval.every=0 steps", "schedule.total=10 steps")
+    delayed = ("precision=fp8", "precision.recipe=delayed")
+    assert train(whole, *delayed, *short, "schedule.total=20 steps") == 0
+    assert train(parts, *delayed, *short) == 0
+    assert cli("train", f"resume={parts}", "schedule.total=20 steps") == 0
+    assert_same_bits(tensors(parts, 20), tensors(whole, 20))
+    assert len(tensors(whole, 20)["fp8"]) == 2 * 7 * 2 * 2
+    assert train(bf16, "precision=bf16", *short) == 0
+    ask = ("at=[10 steps]", "cooldown.length=10 steps")
+    assert cli("branch", "apply", f"parent={bf16}", *ask, *delayed) == 0
+    assert cli("branch", "apply", f"parent={whole}", *ask, "precision=bf16") == 0
+    (to_fp8,) = tmp_path.glob("bf16.*")
+    (to_bf16,) = tmp_path.glob("whole.*")
+    saved, other = tensors(to_fp8, 20), tensors(to_bf16, 20)
+    history = saved["fp8"]["blocks.0.mlp.up.scaling_fwd.amax_history"]
+    assert int((history[:, 0] > 0).sum()) == 10 * 2, "of its own passes alone"
+    assert "fp8" not in other
+    assert saved["model"].keys() == other["model"].keys()
 
 
 def test_other_recipes_have_no_state() -> None:
     for recipe in ("current", "block"):
         engine = build_engine(asked(recipe), alone())
-        train(engine, alone(), asked(recipe), range(1))
+        updates(engine, alone(), asked(recipe), range(1))
         assert scales(engine, asked(recipe)) == {}
 
 

@@ -18,7 +18,7 @@ from tests.support import ROOT
 
 SITES = sorted(path.stem for path in (ROOT / "slurm" / "sites").iterdir())
 EDF = sorted((ROOT / "docker" / "edf").iterdir())
-FOLDERS = (".ci", "docker", "launch", "slurm", "tests")
+FOLDERS = (".ci", "benchmarks", "docker", "launch", "slurm", "tests")
 
 
 def shell_files() -> list[Path]:
@@ -48,6 +48,7 @@ def test_the_shell_files_are_found() -> None:
     names = {str(path.relative_to(ROOT)) for path in shell_files()}
     assert names >= {
         ".ci/run",
+        "benchmarks/gpu.sh",
         "docker/install.sh",
         "launch/requeue.sh",
         "slurm/chain.sbatch",

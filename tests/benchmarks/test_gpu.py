@@ -1,0 +1,301 @@
+"""What is measured on a GPU, where there is none: the search, the statistics and the tables."""
+
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks import collect, fp8_gap, peers
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import corpus, parts, plan, sitting, study, table
+from benchmarks.gpu.records import Measured
+from benchmarks.gpu.search import OutOfTimeError, largest, likely, too_large
+from benchmarks.gpu.sitting import MEMORY, TIME, Sitting
+from llm_pretrain.config.compose import compose
+from llm_pretrain.estimate.plan import estimate
+from tests.support import ROOT
+
+RECORDED = Path(__file__).with_name("recorded")
+SMALL = [*plan.TINY, f"data.sequence_length={plan.TINY_SEQUENCE}"]
+BATCH = ["data.micro_batch=2", "data.global_batch=2"]
+
+
+class Device:
+    """Has room for so many sequences; remembers what was tried."""
+
+    def __init__(self, room: int, tries: int = 99) -> None:
+        self.room, self.left, self.tried = room, tries, list[int]()
+
+    def __call__(self, size: int) -> str | None:
+        if self.left == 0:
+            raise OutOfTimeError
+        self.left -= 1
+        self.tried.append(size)
+        return f"ran {size}" if size <= self.room else None
+
+
+@pytest.mark.parametrize("start", [1, 2, 4, 8, 16, 32])
+def test_the_largest_size_is_found_from_any_start(start: int) -> None:
+    for room in range(35):
+        device = Device(room)
+        found = largest(device, start, most=32)
+        best = max((2**n for n in range(6) if 2**n <= room), default=None)
+        assert found == (None if best is None else (best, f"ran {best}"))
+        assert len(device.tried) == len(set(device.tried))
+
+
+def test_the_search_keeps_what_it_has_when_time_is_up() -> None:
+    assert largest(Device(64, tries=2), 4) == (8, "ran 8")
+    with pytest.raises(OutOfTimeError):
+        largest(Device(2, tries=1), 4)
+
+
+def test_what_is_hopeless_is_not_tried() -> None:
+    device = Device(100)
+    assert largest(device, 1, hopeless=lambda size, found: size > 4) == (4, "ran 4")
+    assert device.tried == [1, 2, 4]
+
+
+def test_hopeless_is_what_half_of_it_nearly_filled() -> None:
+    # 10 for the state and 8 a sequence, in 100: 11 fit.
+    needs: Callable[[int], int] = lambda size: 10 + 8 * size  # noqa: E731
+    assert [n for n in (2, 4, 8, 16) if too_large(n, needs(n // 2), 10, 100)] == [16]
+
+
+def test_the_first_size_is_the_largest_that_the_estimate_allows() -> None:
+    batch = ["data.micro_batch=4", "data.global_batch=4"]
+    held = sum(estimate(compose([*SMALL, *batch])).memory["none"].held.values())
+    assert likely(SMALL, round(held / 0.94)) == 4
+    assert likely(SMALL, round(held / 0.96)) == 2
+    assert likely(SMALL, 1) == 1
+
+
+def test_peers_compute_the_same() -> None:
+    """Two implementations of the model, the loss, clipping and AdamW, over six updates."""
+    grouped = ["model.heads=4", "model.tied_embeddings=false"]
+    config = compose([*SMALL, *BATCH, *grouped, "optimizer.lr=1e-2"])
+    for apart in (False, True):
+        result = peers.measure(config, peers.Turns(2, 2, 2), apart=apart)
+        assert max(result["largest_difference"].values()) < 1e-4
+        first = result["first_loss"]
+        assert first[peers.OURS] == pytest.approx(math.log(config.model.vocab_size), abs=0.05)
+        assert [row["repetitions"] for row in result["rows"]] == [2] * len(result["rows"])
+
+
+def test_in_bf16_there_is_a_peer_with_weights_in_bf16() -> None:
+    result = peers.measure(
+        compose([*SMALL, *BATCH, "precision=bf16"]), peers.Turns(1, 1, 2), apart=False
+    )
+    assert set(result["first_loss"]) == {peers.OURS, peers.MIXED, peers.PURE}
+    assert 0 < max(result["first_difference"].values()) < 1e-2
+
+
+def test_a_paired_difference_has_the_error_of_the_differences() -> None:
+    gap = fp8_gap.paired([1.0, 5.0, 9.0, 2.0], [1.5, 5.25, 9.5, 2.75])
+    differences = [0.5, 0.25, 0.5, 0.75]
+    assert gap.mean == statistics.mean(differences) == 0.5
+    assert gap.stderr == pytest.approx(math.sqrt(0.125 / 3 / 4))
+    assert gap.count == 4
+
+
+def test_blocks_drop_the_beginning() -> None:
+    assert fp8_gap.blocks([9.0, 1.0, 3.0, 5.0, 7.0], 2) == [2.0, 6.0]
+
+
+def test_the_gap_of_no_change_is_zero_and_of_another_rate_is_not(tmp_path: Path) -> None:
+    def gap(other: str) -> dict[str, Any]:
+        out = tmp_path / "gap.json"
+        small = [*plan.TINY, f"data.cache={tmp_path / 'cache'}", "model.vocab_size=512"]
+        arguments = ["--quick", "--steps", "6", "--other", other, "--out", str(out)]
+        fp8_gap.main([*arguments, *small])
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
+
+    same = gap("logger.every=3 steps")
+    assert same["steps"] == 6
+    assert same["held_out"] == {"mean": 0.0, "stderr": 0.0, "count": 16}
+    slower = gap("optimizer.lr=1e-9")
+    assert slower["held_out"]["mean"] > 5 * slower["held_out"]["stderr"] > 0
+    one, other = (run["losses"] for run in slower["runs"])
+    assert one[0] == other[0]  # the same values and the same batch
+
+
+def test_horizon_from_rate_and_time() -> None:
+    # Trunk 1, two shapes with a fifth of 0.5 + 0.75 + 1, cosine 1: 2.9 times the horizon.
+    assert study.horizon(1e6, 290.0, 10**9, 50_000) == 2000
+    assert study.horizon(1e6, 1e9, 10**7, 50_000) == 800  # four epochs
+
+
+def test_corpus_has_each_text_once_and_never_more_than_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "a" / "__pycache__").mkdir(parents=True)
+    for name, text in {"b": "same", "a/c": "same", "a/d": "other", "a/__pycache__/e": "no"}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "a" / "latin.py").write_bytes(b"\xe9")
+    found = list(corpus.sources([tmp_path]))
+    assert found == [("b.py", "same"), ("a/d.py", "other")]
+    assert corpus.write(found, tmp_path / "all", 100) == 9
+    (file,) = (tmp_path / "all").iterdir()
+    assert sorted(row["text"] for row in pq.read_table(file).to_pylist()) == ["other", "same"]
+    assert corpus.write(found, tmp_path / "some", 8) in (4, 5)
+
+
+def made(out: Path, only: str = "") -> Sitting:
+    return Sitting("speed", out, {"memory": 0, "note": 1}, {"PATH": ""}, only=only)
+
+
+def test_a_sitting_keeps_results_and_reasons(tmp_path: Path) -> None:
+    seat = made(tmp_path, only="B$")
+    assert [name for name in ("1B", "B1") if seat.wanted(name)] == ["1B"]
+    ran = seat.run([sys.executable, "-c", "print('error: no such thing'); exit(2)"])
+    assert (ran.code, ran.why, ran.out_of_memory) == (2, "no such thing", False)
+    full = seat.run([sys.executable, "-c", "raise MemoryError('CUDA out of memory. Tried')"])
+    assert (full.why, full.out_of_memory) == (MEMORY, True)
+    assert not seat.may_begin("later", sitting.START_SECONDS + 1)
+    seat.record("1B", {"x": 1})
+    content = json.loads((tmp_path / "speed.json").read_text())
+    assert content["items"] == [
+        {"name": "later", "result": None, "why": TIME},
+        {"name": "1B", "result": {"x": 1}, "why": None},
+    ]
+    assert content["note"] == 1
+    assert "no such thing" in (tmp_path / "speed.log").read_text()
+
+
+def test_what_runs_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sitting, "END_SECONDS", 0.0)
+    ran = made(tmp_path).run([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert ran.ended
+    assert ran.why == "ended, the time was up"
+    assert ran.seconds < 30
+
+
+def test_tables_have_what_was_recorded() -> None:
+    """The recordings are of QUICK=1 on a CPU."""
+    sections = {part: table.section(part, [RECORDED]) for part in parts.PARTS}
+    for part, text in sections.items():
+        assert text.startswith(f"### {part}\n"), part
+        assert "(quick: no figures)" in text
+    result = recorded("speed", "1B, compiled")
+    row = cells(sections["speed"], "1B, compiled")
+    assert row[1] == str(result["micro_batch"])
+    assert row[2] == f"{result['step']['tokens_per_second']['median']:,.0f}"
+    assert row[-1] == "flash"
+    assert (
+        "package flash-attn-3 is not installed" in cells(sections["speed"], "1B, compiled, fa3")[2]
+    )
+    assert cells(sections["speed"], "3B, compiled")[2] == "not yet measured"
+    loss = recorded("study", "trunk.16-20.linear")["val_loss"]
+    minus = loss - recorded("study", "cosine")["val_loss"]
+    rows = [line for line in sections["study"].splitlines() if line.startswith("| linear | 100%")]
+    assert rows[0].split(" | ")[4:7:2] == [f"{loss:.4f}", f"{minus:+.4f} |"]
+    gap = recorded("fp8", parts.GAP)["held_out"]
+    assert f"{gap['mean']:+.5f} ± {gap['stderr']:.5f} (16 sequences)" in sections["fp8"]
+    ratio = recorded("peers", "124M")["rows"][-1]["median"]
+    assert cells(sections["peers"], "124M: ours / Hugging Face, bf16 weights")[2] == f"{ratio:.4f}"
+    longest = max(
+        recorded("profile", "1B, 4 passes")["profile"]["parts"].items(), key=lambda p: p[1]
+    )
+    assert cells(sections["profile"], "1B, 4 passes")[1:3] == [
+        longest[0],
+        f"{1e3 * longest[1]:.2f}",
+    ]
+
+
+def test_results_has_every_row_that_is_to_be_measured() -> None:
+    text = collect.RESULTS.read_text()
+    for part in parts.PARTS:
+        assert f"\n### {part}\n" in text
+        for line in table.section(part, []).splitlines():
+            if line.startswith("| "):
+                assert f"\n{line.split(' | ')[0]} |" in text, line
+
+
+def test_a_subsection_is_replaced_and_the_rest_kept() -> None:
+    text = (
+        "# All\n\n## GPU\n\ntables\n\n### speed\n\nold\n\n### fp8\n\nkept\n\n## Remarks\n\n- one\n"
+    )
+    new = table.replaced(text, "speed", "### speed\n\nnew\n")
+    assert new == text.replace("old\n\n### fp8", "new\n\n### fp8")
+    last = table.replaced(new, "fp8", "### fp8\n\nalso new\n")
+    assert last == new.replace("kept", "also new")
+    added = table.replaced(last, "study", "### study\n\nit\n")
+    assert added == last.replace("## Remarks", "### study\n\nit\n\n## Remarks")
+
+
+def test_a_later_call_adds_and_never_takes_away() -> None:
+    first = [
+        {"name": "a", "result": {"x": 1}, "why": None},
+        {"name": "b", "result": None, "why": TIME},
+    ]
+    later = [{"name": "a", "result": None, "why": MEMORY}, {"name": "b", "result": {}, "why": None}]
+    measured = Measured("speed")
+    measured.add(first, {})
+    measured.add(later, {})
+    assert (measured.result("a"), measured.result("b")) == ({"x": 1}, {})
+
+
+def test_quick_figures_are_not_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "RESULTS.md"
+    shutil.copyfile(collect.RESULTS, results)
+    before = results.read_text()
+    monkeypatch.setattr(collect, "RESULTS", results)
+    assert gpu.main(["table", "--write", str(RECORDED)]) == 2
+    assert "QUICK=1" in capsys.readouterr().err
+    assert results.read_text() == before
+    real = tmp_path / "real"
+    real.mkdir()
+    content = json.loads((RECORDED / "speed.json").read_text())
+    (real / "speed.json").write_text(json.dumps({**content, "quick": False}))
+    assert gpu.main(["table", "--write", str(real)]) == 0
+    assert table.section("speed", [real]) in results.read_text()
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["speed", "a", "b"], ["table", "absent"]])
+def test_bad_arguments(arguments: list[str]) -> None:
+    assert gpu.main(arguments) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", list(parts.PARTS))
+def test_every_part_runs_on_a_cpu(part: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", str(ROOT / "benchmarks" / "gpu.sh"), part, str(tmp_path / "out")],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHON": sys.executable,
+            "QUICK": "1",
+            "HOME": str(tmp_path),
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = Measured.read(part, [tmp_path / "out"])
+    without = {name for name, item in measured.items.items() if item["result"] is None}
+    assert without == ({"1B, compiled, fa3"} if part == "speed" else set()), measured.items
+    assert len(measured.items) > len(without)
+    assert not list((ROOT / "runs").glob(".study-*"))
+
+
+def recorded(part: str, name: str) -> dict[str, Any]:
+    items = json.loads((RECORDED / f"{part}.json").read_text())["items"]
+    found: dict[str, Any] = next(item["result"] for item in items if item["name"] == name)
+    return found
+
+
+def cells(text: str, first: str) -> list[str]:
+    """Of the first row of a table that begins with `first`."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
