@@ -12,7 +12,6 @@ from llm_pretrain.config.schema import ModelConfig, TrainConfig
 from llm_pretrain.engine.blank import blank_model
 from llm_pretrain.engine.precision import autocast
 from llm_pretrain.model.flops import forward_flops_per_token
-from llm_pretrain.model.loss import losses_of
 from llm_pretrain.model.transformer import CausalAttention, Positions, Transformer, rope_tables
 from llm_pretrain.world import World
 
@@ -135,11 +134,7 @@ def _head(config: TrainConfig, world: World, model: Transformer) -> Alone:
 
     def forward() -> Tensor:
         with autocast(config.precision, world.device):
-            states = model.norm(x)
-            if model.head.rows is None:
-                return losses_of(model.head(states), targets, mean=True)
-            loss: Tensor = model.head(states, targets, mean=True)
-        return loss
+            return model.output(model.norm(x), targets, mean=True)
 
     inputs = (x, *model.norm.parameters(), *model.head.parameters())
     return _alone("head with loss", forward, inputs, _head_flops(of) * batch * length, world)

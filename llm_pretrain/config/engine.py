@@ -53,7 +53,7 @@ class EngineConfig:
     there has 450 GB/s in each direction; over PCIe it seldom pays."""
     recompute: Recompute = "none"
     """What is computed again in the backward pass. selective: all of a block but its matrix
-    products and attention. block: all, from the block's input."""
+    products and attention; not at ZeRO's stage 3. block: all, from the block's input."""
     loss: Literal["auto", "plain", "chunked"] = "auto"
     """plain: all logits of a micro-batch at once, which with what the loss makes of them take 12
     bytes for each token and row of the vocabulary. chunked: up to 1 GiB of them at a time, forward

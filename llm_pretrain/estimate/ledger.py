@@ -158,7 +158,9 @@ class Ledger(TorchDispatchMode):
         elif op.name == "empty":
             storages = [t.untyped_storage() for t in op.fresh]
             self._resizable += [(weakref.ref(s), self._known[s]) for s in storages]
-        elif op.name == "_to_copy" and self._label_of(op.inputs[0]) in ("parameters", "gathered"):
+        elif op.name == "_to_copy" and any(
+            self._label_of(t) in ("parameters", "gathered") for t in op.inputs
+        ):
             self._label_new(op.fresh, "gathered")
 
     def _label_new(self, tensors: Iterable[Tensor], label: str) -> None:

@@ -4,6 +4,7 @@ Dimensions: B sequences, T positions, N documents, H query heads, G key and valu
 head.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
 
@@ -205,22 +206,19 @@ def backend(name: str) -> Backend:
     Nothing is imported or tried yet: `llm_pretrain.engine.trial` finds out whether it works here,
     and chooses for a run. Under the name auto: the one that torch takes by itself.
     """
-    match name:
-        case "auto":
-            return ScaledDotProduct(name)
-        case "flash":
-            return TorchFlash()
-        case "cudnn":
-            return ScaledDotProduct(name, SDPBackend.CUDNN_ATTENTION)
-        case "efficient":
-            return ScaledDotProduct(name, SDPBackend.EFFICIENT_ATTENTION, grouped=False)
-        case "math":
-            return ScaledDotProduct(name, SDPBackend.MATH)
-        case "fa2" | "fa3" | "fa4":
-            return FlashPackage(name)
-        case "flex":
-            return Flex()
-    raise ValueError(f"no attention backend is called {name!r}")
+    if name in flash.PACKAGES:
+        return FlashPackage(name)
+    makers: dict[str, Callable[[], Backend]] = {
+        "auto": lambda: ScaledDotProduct(name),
+        "cudnn": lambda: ScaledDotProduct(name, SDPBackend.CUDNN_ATTENTION),
+        "efficient": lambda: ScaledDotProduct(name, SDPBackend.EFFICIENT_ATTENTION, grouped=False),
+        "math": lambda: ScaledDotProduct(name, SDPBackend.MATH),
+        "flash": TorchFlash,
+        "flex": Flex,
+    }
+    if name not in makers:
+        raise ValueError(f"no attention backend is called {name!r}")
+    return makers[name]()
 
 
 def dense_mask(documents: Documents, length: int) -> Tensor:

@@ -46,7 +46,7 @@ class Head(nn.Linear):
         states, flat = x.flatten(0, 1), targets.flatten()  # (N, C), (N,)
         if mean and torch.is_grad_enabled():
             total: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-                states, self.weight, flat, self.rows, self.gradient
+                states, self.weight, flat, (self.rows, self.gradient)
             )
             return total / flat.numel()
         parts = zip(torch.split(states, self.rows), torch.split(flat, self.rows), strict=True)
@@ -80,9 +80,9 @@ class _ChunkedLoss(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         targets: Tensor,
-        rows: int,
-        gradient: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        how: tuple[int, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]],
     ) -> Tensor:
+        rows, gradient = how
         dtype = product_dtype(x)
         matrix = weight.to(dtype)  # (V, C)
         total = torch.zeros((), dtype=torch.float32, device=x.device)
@@ -102,12 +102,12 @@ class _ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x_gradient, weight_gradient = ctx.saved_tensors
         # In place: nobody else has them, and the weight's is as large as the vocabulary.
         x_gradient.mul_(gradients[0])
         weight_gradient.mul_(gradients[0])
-        return x_gradient, weight_gradient.to(ctx.dtype), None, None, None
+        return x_gradient, weight_gradient.to(ctx.dtype), None, None
 
 
 def loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

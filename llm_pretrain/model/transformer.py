@@ -201,9 +201,10 @@ class Transformer(nn.Module):
             if self.watched and mean:
                 seen.append(_kurtosis(x))
         self.kurtosis = torch.stack(seen) if seen else None
-        return self._output(self.norm(x), targets, mean=mean)
+        return self.output(self.norm(x), targets, mean=mean)
 
-    def _output(self, x: Tensor, targets: Tensor | None, *, mean: bool) -> Tensor:
+    def output(self, x: Tensor, targets: Tensor | None, *, mean: bool) -> Tensor:
+        """What `forward` returns, from the last norm's result (B, T, C)."""
         if targets is None or self.head.rows is None:
             logits: Tensor = self.head(x)  # (B, T, V)
             return logits if targets is None else losses_of(logits, targets, mean=mean)

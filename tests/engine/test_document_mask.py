@@ -1,5 +1,6 @@
 """Documents in one row train and are judged as if each were alone."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 
 from llm_pretrain.config.data import DataConfig
-from llm_pretrain.config.schema import EngineConfig, ModelConfig, TrainConfig
+from llm_pretrain.config.engine import EngineConfig
+from llm_pretrain.config.schema import ModelConfig, TrainConfig
 from llm_pretrain.engine.build import build_engine
 from llm_pretrain.engine.fsdp import FsdpEngine
 from llm_pretrain.engine.inputs import Inputs
@@ -64,7 +66,7 @@ def test_a_row_has_the_losses_of_its_documents(attention: str) -> None:
         bounds = [sum(LENGTHS[:i]) for i in range(len(LENGTHS) + 1)]
         each = [
             apart.evaluate(row[None, first : last + 1]).item() * (last - first)
-            for first, last in zip(bounds[:-1], bounds[1:], strict=True)
+            for first, last in itertools.pairwise(bounds)
         ]
         means.append(sum(each) / TOTAL)
     assert together.evaluate(rows).tolist() == pytest.approx(means, rel=2e-6)

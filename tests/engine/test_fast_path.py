@@ -97,17 +97,10 @@ def test_within_documents(fleet: Fleet, layout: Layout, options: list[str]) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "layout,options",
-    [
-        pytest.param(ONE, ["recompute=selective", "loss=chunked"], id="one process"),
-        pytest.param(TWO, ["recompute=block", "loss=chunked"], id="FSDP 2"),
-    ],
-)
-def test_compiled_blocks(fleet: Fleet, layout: Layout, options: list[str]) -> None:
-    """The rest is in test_equivalence.py."""
-    ask = ["engine.compile=true", *(f"engine.{option}" for option in options)]
-    assert_same_curve(curve(fleet, layout, DOCUMENTS, *ask), curve(fleet, ONE, DOCUMENTS))
+def test_compiled_with_everything(fleet: Fleet) -> None:
+    """Compiled blocks alone are in test_equivalence.py."""
+    ask = ("engine.compile=true", "engine.recompute=selective", "engine.loss=chunked")
+    assert_same_curve(curve(fleet, TWO, DOCUMENTS, *ask), curve(fleet, ONE, DOCUMENTS))
 
 
 def test_selective_recomputation_at_zeros_stage_3(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from llm_pretrain.config.data import DataConfig
-from llm_pretrain.config.schema import EngineConfig, ModelConfig, TrainConfig
+from llm_pretrain.config.engine import EngineConfig
+from llm_pretrain.config.schema import ModelConfig, TrainConfig
 from llm_pretrain.engine.fsdp import FsdpEngine
 from llm_pretrain.engine.offload import ActivationOffload
 from tests.engine.zero import alone

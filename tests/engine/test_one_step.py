@@ -10,7 +10,8 @@ from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
 from llm_pretrain.config.data import DataConfig
-from llm_pretrain.config.schema import EngineConfig, LoggerConfig, ModelConfig, TrainConfig
+from llm_pretrain.config.engine import EngineConfig
+from llm_pretrain.config.schema import LoggerConfig, ModelConfig, TrainConfig
 from llm_pretrain.engine.build import build_engine
 from llm_pretrain.engine.fsdp import FsdpEngine
 from tests.engine.zero import alone
