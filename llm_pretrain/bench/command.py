@@ -65,9 +65,13 @@ def bench(arguments: Sequence[str]) -> int:
 def _measure(config: TrainConfig, options: Options) -> "Result":
     from llm_pretrain.bench.result import measure  # noqa: PLC0415
     from llm_pretrain.engine.choices import settle  # noqa: PLC0415
+    from llm_pretrain.numa import bind_near  # noqa: PLC0415
     from llm_pretrain.world import join  # noqa: PLC0415
 
     with join(config.engine) as world, world.watched(), _progress(main=world.main) as say:
+        bound = bind_near(world.device)
+        if bound:
+            say(bound)
         say("what to compute with")
         settled = settle(config, world)
         result = measure(settled, world, say, options.steps, options.trace)

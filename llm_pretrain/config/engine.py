@@ -50,7 +50,8 @@ class EngineConfig:
     SuperOffload is not among them: it keeps moments where no checkpoint can read them."""
     offload_activations: bool = False
     """What blocks keep for the backward pass waits in pinned host memory. On Grace Hopper the way
-    there has 450 GB/s in each direction; over PCIe it seldom pays."""
+    there has 450 GB/s in each direction; over PCIe it seldom pays. In bf16 without FSDP, autocast's
+    copies of the weights travel along."""
     recompute: Recompute = "none"
     """What is computed again in the backward pass. selective: all of a block but its matrix
     products and attention; not at ZeRO's stage 3. block: all, from the block's input."""

@@ -52,8 +52,9 @@ def memory_of(trace: Trace, config: TrainConfig, layout: Layout, passes: int) ->
     offloaded: Bytes = {}
     if hosted:
         offloaded = {"parameters": parameters, "gradients": parameters, "moments": 2 * parameters}
-    # Of every block but the last one.
-    offloaded["activations"] = (layers - 1) * trace.waiting
+    if config.engine.offload_activations:
+        # Of every block but the last one.
+        offloaded["activations"] = (layers - 1) * trace.waiting
     copied = CHECKPOINT_BYTES // 4 * parameters
     # Equal copies are shared out among the ranks that hold them.
     return Memory(held, when, offloaded, -(-copied // layout.replicate))

@@ -38,7 +38,7 @@ class Estimate:
     parameters: int
     """Of the whole model."""
     memory: dict[Recompute, Memory]
-    """With each value of engine.recompute."""
+    """With each value of engine.recompute that the engine takes."""
     flows: list[Flow]
     shortages: list[Shortage]
     """What does not fit; None of what the profile does not know."""
@@ -54,7 +54,10 @@ class Estimate:
 def estimate(config: TrainConfig) -> Estimate:
     """Plan the run. Raises UserError when it could not start."""
     layout, count = ranks_of(config)
-    traces = {mode: _trace(config, layout, count, mode) for mode in RECOMPUTE}
+    # As `check_engine` has it.
+    zero3 = config.engine.name == "deepspeed" and config.engine.zero_stage == 3
+    modes = [m for m in RECOMPUTE if not (zero3 and m == "selective")]
+    traces = {mode: _trace(config, layout, count, mode) for mode in modes}
     of = zero_memory if config.engine.name == "deepspeed" else memory_of
     memory = {mode: of(traced, config, layout, count) for mode, traced in traces.items()}
     chosen = traces[config.engine.recompute]

@@ -9,7 +9,7 @@ from rich.table import Table
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.estimate.fake import keeps_scores
 from llm_pretrain.estimate.memory import GIB, HOST_RESERVE, RESERVE
-from llm_pretrain.estimate.plan import RECOMPUTE, Estimate
+from llm_pretrain.estimate.plan import Estimate
 from llm_pretrain.estimate.speed import ASSUMPTIONS, Speed
 from llm_pretrain.estimate.traffic import Network
 
@@ -76,22 +76,23 @@ def _memory_table(estimate: Estimate, config: TrainConfig) -> Table:
     asked = config.engine.recompute
     table = Table(title="Memory of a device at its worst moment, GiB", title_justify="left")
     table.add_column("", overflow="fold")
-    for mode in RECOMPUTE:
+    for mode in estimate.memory:
         mark = " (asked for)" if mode == asked else ""
         table.add_column(f"recompute={mode}{mark}", justify="right", overflow="fold")
     for category, name in _ROWS.items():
-        sizes = [estimate.memory[mode].held[category] / GIB for mode in RECOMPUTE]
+        sizes = [estimate.memory[mode].held[category] / GIB for mode in estimate.memory]
         if max(sizes) >= _LEAST_GIB:
             table.add_row(name, *(f"{size:.2f}" for size in sizes))
     table.add_row(
-        "CUDA, NCCL, kernels, fragmentation (assumed)", *[f"{RESERVE / GIB:.2f}"] * len(RECOMPUTE)
+        "CUDA, NCCL, kernels, fragmentation (assumed)",
+        *[f"{RESERVE / GIB:.2f}"] * len(estimate.memory),
     )
     limit = config.cluster.hardware.memory
     of = f" of {limit:g}" if limit else ""
-    totals = [estimate.memory[mode].device / GIB for mode in RECOMPUTE]
+    totals = [estimate.memory[mode].device / GIB for mode in estimate.memory]
     table.add_section()
     table.add_row("total", *(f"{total:.2f}{of}" for total in totals))
-    table.add_row("the worst moment", *(estimate.memory[mode].when for mode in RECOMPUTE))
+    table.add_row("the worst moment", *(estimate.memory[mode].when for mode in estimate.memory))
     return table
 
 

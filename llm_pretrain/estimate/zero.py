@@ -44,7 +44,8 @@ def zero_memory(trace: Trace, config: TrainConfig, layout: Layout, passes: int) 
     layers = config.model.layers
     hosted = (*cut, "offloaded")
     held, when = peak_of(trace, layers, passes, nothing, hosted=hosted, gradients=extra)
-    host["activations"] = (layers - 1) * trace.waiting
+    if config.engine.offload_activations:
+        host["activations"] = (layers - 1) * trace.waiting
     for category, size in device.items():
         held[category] += size
     return Memory(held, when, host, CHECKPOINT_BYTES // 4 * sizes.part)

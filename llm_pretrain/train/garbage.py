@@ -5,7 +5,9 @@ from types import TracebackType
 from typing import Self
 
 EVERY = 50
-"""Steps between two searches."""
+"""Steps between two searches among young objects."""
+ALL_EVERY = 20 * EVERY
+"""Steps between two searches among all that came since the start."""
 
 
 class Collector:
@@ -23,8 +25,10 @@ class Collector:
         return self
 
     def after(self, step: int) -> None:
-        """Look among young objects if it is time; `step`: updates done."""
-        if step % EVERY == 0:
+        """Search if it is time; `step`: updates done."""
+        if step % ALL_EVERY == 0:
+            gc.collect()
+        elif step % EVERY == 0:
             gc.collect(1)
 
     def __exit__(

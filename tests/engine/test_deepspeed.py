@@ -140,7 +140,9 @@ def test_bf16_is_the_autocast_of_the_plain_module(crew: Crew, stage: int) -> Non
     plain, _ = reference(configured(precision="bf16"))
     exact, _ = reference(configured())
     ranks = crew.run(numbers, zero(stage, precision="bf16"))
-    assert_near_numbers([seen for seen, _ in ranks], plain, 3)
+    # What q, k and v send back to their common input adds up in bfloat16, and DeepSpeed's hooks of
+    # stage 3 change the order.
+    assert_near_numbers([seen for seen, _ in ranks], plain, 30 if stage == 3 else 3)
     assert plain[0] != pytest.approx(exact[0], rel=1e-5)
 
 

@@ -188,10 +188,10 @@ def after_a_broken_step(world: World, config: TrainConfig) -> list[float]:
 
 
 def recomputed(world: World, config: TrainConfig) -> tuple[int, Any]:
-    """Forward passes of the first block in a step of three micro-batches, and the numbers."""
+    """Forward passes of the first attention in a step of three micro-batches, and the numbers."""
     engine = build_engine(config, world)
     calls: list[None] = []
-    _model(engine).blocks[0].register_forward_pre_hook(lambda *_: calls.append(None))
+    _model(engine).blocks[0].attention.register_forward_pre_hook(lambda *_: calls.append(None))
     seen = train(engine, world, config, range(1), evaluate=False)
     return len(calls), seen + train(engine, world, config, range(1, STEPS))
 

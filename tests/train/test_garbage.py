@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_pretrain.train.garbage import EVERY, Collector
+from llm_pretrain.train.garbage import ALL_EVERY, EVERY, Collector
 
 
 class Node:
@@ -55,6 +55,20 @@ def test_a_search_at_every_so_many_steps() -> None:
             collector.after(step)
         assert node() is not None
         collector.after(2 * EVERY)
+        assert node() is None
+
+
+def test_old_objects_are_searched_more_rarely() -> None:
+    with Collector() as collector:
+        held = Node()
+        node = weakref.ref(held)
+        # Seen in use twice, it belongs to the oldest generation.
+        collector.after(EVERY)
+        collector.after(2 * EVERY)
+        del held
+        collector.after(3 * EVERY)
+        assert node() is not None
+        collector.after(ALL_EVERY)
         assert node() is None
 
 
