@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import (
     attention,
+    average,
     engines,
     file_operations,
     loader,
@@ -35,6 +36,7 @@ MODULES = {
     "file_operations": file_operations,
     "theory": theory,
     "attention": attention,
+    "average": average,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 ROOT = RESULTS.parents[1]

@@ -17,6 +17,7 @@ _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns 
   llm-pretrain tree   RUNS                            who came from whom, and how each stands
   llm-pretrain report RUNS                            write an HTML page about the runs
   llm-pretrain export RUN FOLDER [step=N]             write Hugging Face Llama weights
+  llm-pretrain average RUN FOLDER steps=[N,N]|last=K  the same of a mean of checkpoints
   llm-pretrain estimate [KEY=VALUE ...]               memory, traffic and speed of a run to come
   llm-pretrain bench [KEY=VALUE ...]                  measure how fast this machine trains
   llm-pretrain preflight [KEY=VALUE ...]              whether these nodes are fit to train
@@ -43,6 +44,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         "tree": _tree,
         "report": _report,
         "export": _export,
+        "average": _average,
         "estimate": _estimate,
         "bench": _bench,
         "preflight": _preflight,
@@ -100,6 +102,12 @@ def _export(arguments: Sequence[str]) -> int:
     from llm_pretrain.export import export
 
     return export(arguments)
+
+
+def _average(arguments: Sequence[str]) -> int:
+    from llm_pretrain.export import average
+
+    return average(arguments)
 
 
 def _estimate(arguments: Sequence[str]) -> int:

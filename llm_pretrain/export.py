@@ -1,78 +1,117 @@
-"""The command `export`: a checkpoint as Hugging Face Llama weights."""
+"""The commands `export` and `average`: checkpoints, or their mean, as Hugging Face weights."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from llm_pretrain.checkpoint.store import CheckpointStore
-from llm_pretrain.checkpoint.tensors import describe, fill
+from llm_pretrain.checkpoint.average import Mean, verified
+from llm_pretrain.checkpoint.store import CheckpointStore, describe_steps
 from llm_pretrain.data.tokenizer import read_tokenizer
 from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean
 from llm_pretrain.model.hf import SHARD_BYTES, check_export, export_hf
 from llm_pretrain.runs import Run
 
-_USAGE = "usage: llm-pretrain export RUN FOLDER [step=N] [max_shard_size=5GB]"
-_OPTIONS = ("step", "max_shard_size")
+_USAGE = {
+    "export": "usage: llm-pretrain export RUN FOLDER [step=N] [max_shard_size=5GB]",
+    "average": "usage: llm-pretrain average RUN [RUN ...] FOLDER steps=[N,N,...]|last=K "
+    "[max_shard_size=5GB]",
+}
+_OPTIONS = {"export": ("step", "max_shard_size"), "average": ("steps", "last", "max_shard_size")}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B")
-_MODEL = "model."
+_STEPS = re.compile(r"\[?\s*(\d+(?:\s*,\s*\d+)*)\s*\]?")
 
 
 def export(arguments: Sequence[str]) -> int:
     """Run `llm-pretrain export ARGUMENTS`; the exit code. Raises UserError for bad input."""
-    (source, target), options = _parse(arguments)
-    run, folder = Run.open(Path(source)), Path(target)
-    store = CheckpointStore(run.checkpoints)
-    step = _step(store, run, options.get("step"))
-    shard_bytes = _bytes(options["max_shard_size"]) if "max_shard_size" in options else SHARD_BYTES
+    places, options = _parse("export", arguments)
+    if len(places) != 2:
+        raise UserError(f"{_USAGE['export']}; got {' '.join(arguments) or 'nothing'}")
+    run, folder = Run.open(Path(places[0])), Path(places[1])
+    step = _step(CheckpointStore(run.checkpoints), run, options.get("step"))
+    _write([(run, [step])], folder, options)
+    print(f"{folder}: weights and tokenizer of {run.path} at step {step}")
+    return EXIT_OK
+
+
+def average(arguments: Sequence[str]) -> int:
+    """Run `llm-pretrain average ARGUMENTS`; the exit code. Raises UserError for bad input.
+
+    The mean of several checkpoints of a run, or of several runs: with last=K of the newest ones.
+    """
+    places, options = _parse("average", arguments)
+    if len(places) < 2 or ("steps" in options) == ("last" in options):
+        raise UserError(f"{_USAGE['average']}; got {' '.join(arguments) or 'nothing'}")
+    runs, folder = [Run.open(Path(place)) for place in places[:-1]], Path(places[-1])
+    chosen = [(run, _chosen(run, options)) for run in runs]
+    if sum(len(steps) for _, steps in chosen) < 2:
+        raise UserError(f"a mean needs two checkpoints or more; {_USAGE['average']}")
+    _write(chosen, folder, options)
+    for run, steps in chosen:
+        print(f"{folder}: mean of {run.path} at {', '.join(map(str, steps))}")
+    return EXIT_OK
+
+
+def _write(chosen: Sequence[tuple[Run, list[int]]], folder: Path, options: dict[str, str]) -> None:
+    """Export the mean of checkpoints, which of a single one is itself, with the first's config."""
+    run = chosen[0][0]
+    size = options.get("max_shard_size")
+    shard_bytes = SHARD_BYTES if size is None else _bytes(size)
     check_export(run.config.model, folder)
     tokenizer = read_tokenizer(run.tokenizer_path, run.config.data.tokenizer.end_of_text)
-    store.verify(step)
-    checkpoint = store.path(step)
-    described = {
-        name.removeprefix(_MODEL): tensor
-        for name, tensor in describe(checkpoint).items()
-        if name.startswith(_MODEL)
-    }
-
-    def read(names: list[str]) -> dict[str, torch.Tensor]:
-        tensors = {name: torch.empty_like(described[name], device="cpu") for name in names}
-        fill(checkpoint, {"model": tensors})
-        return tensors
-
+    for other, _ in chosen[1:]:
+        if other.tokenizer_path.read_bytes() != run.tokenizer_path.read_bytes():
+            raise UserError(f"{other.path}: has another tokenizer than {run.path}")
+    mean = Mean([p for r, steps in chosen for p in verified(CheckpointStore(r.checkpoints), steps)])
     export_hf(
         run.config.model,
-        described,
-        read,
+        mean.described,
+        mean.read,
         folder,
         end_of_text_id=tokenizer.end_of_text_id,
         max_positions=run.config.data.sequence_length,
         shard_bytes=shard_bytes,
         extras={"tokenizer.json": run.tokenizer_path},
     )
-    print(f"{folder}: weights and tokenizer of {run.path} at step {step}")
-    return EXIT_OK
 
 
-def _parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The two places, and the options by name."""
+def _chosen(run: Run, options: dict[str, str]) -> list[int]:
+    """The steps of `run` that are asked for, ascending."""
+    steps = CheckpointStore(run.checkpoints).steps()
+    if "last" in options:
+        last = options["last"]
+        if not last.isdigit() or int(last) == 0:
+            raise UserError(f"last: '{last}' is no number of checkpoints; {_USAGE['average']}")
+        if int(last) > len(steps):
+            raise UserError(f"last: {last} of {run.path}, but {describe_steps(steps)}")
+        return steps[-int(last) :]
+    match = _STEPS.fullmatch(options["steps"])
+    asked = [int(step) for step in match[1].split(",")] if match else []
+    if not asked or len(set(asked)) < len(asked):
+        raise UserError(
+            f"steps: '{options['steps']}' is no list of different steps; write steps=[300,400,500]"
+        )
+    return sorted(asked)
+
+
+def _parse(command: str, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The places, and the options by name."""
     # A folder may have an = in its name too, but then not behind a plain word.
     given = [a for a in arguments if a.partition("=")[0].isidentifier() and "=" in a]
     options = dict(a.split("=", 1) for a in given)
     places = [a for a in arguments if a not in given]
     for name in options:
-        if name not in _OPTIONS:
-            raise UserError(f"{name}: no such option; {did_you_mean(name, _OPTIONS)}; {_USAGE}")
-    if len(places) != 2 or any(a.startswith("-") for a in places):
-        raise UserError(f"{_USAGE}; got {' '.join(arguments) or 'nothing'}")
+        if name not in _OPTIONS[command]:
+            near = did_you_mean(name, _OPTIONS[command])
+            raise UserError(f"{name}: no such option; {near}; {_USAGE[command]}")
+    if any(a.startswith("-") for a in places):
+        raise UserError(f"{_USAGE[command]}; got {' '.join(arguments)}")
     return places, options
 
 
 def _step(store: CheckpointStore, run: Run, asked: str | None) -> int:
     if asked is not None:
         if not asked.isdigit():
-            raise UserError(f"step: '{asked}' is no step; {_USAGE}")
+            raise UserError(f"step: '{asked}' is no step; {_USAGE['export']}")
         return int(asked)
     if not store.steps():
         raise UserError(f"{run.path}: has no checkpoint yet")

@@ -99,8 +99,11 @@ def _specs(parent: Run, asked: BranchArgs) -> list[BranchSpec]:
     if asked.at or asked.ends:
         check_branch_spec(asked, "branch")
         plain = BranchSpec(
+            kind=asked.kind,
             at=asked.at,
             ends=asked.ends,
+            of=asked.of,
+            spacing=asked.spacing,
             cooldown=asked.cooldown,
             rewarmup=asked.rewarmup,
             overrides=asked.overrides,

@@ -43,7 +43,7 @@ def forecast(parent: Run, branches: Sequence[Branch]) -> Forecast:
 
     try:
         mine = identity(parent.config)
-        chosen = [b for b in branches if not b.problem and identity(b.config) == mine][:_MOST]
+        chosen = [b for b in branches if _trains(b) and identity(b.config) == mine][:_MOST]
         if not chosen:
             return Forecast({})
         known = measured(parent, _finished(parent.path.parent))
@@ -56,6 +56,10 @@ def forecast(parent: Run, branches: Sequence[Branch]) -> Forecast:
     doubts = ((branch.path.name, predictor.caution(branch.schedule)) for branch in chosen)
     cautions = [f"{name}: {doubt}" for name, doubt in doubts if doubt]
     return Forecast({b.path: p for b, p in zip(chosen, found, strict=True)}, None, cautions)
+
+
+def _trains(branch: Branch) -> bool:
+    return not branch.problem and not branch.config.mean_of
 
 
 def _finished(folder: Path) -> Iterator[Run]:

@@ -9,11 +9,19 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from llm_pretrain.branch.mean import (
+    mean_config,
+    mean_name,
+    mean_steps,
+    out_of_reach,
+    refuse_training,
+)
+from llm_pretrain.branch.points import clock_from, points
 from llm_pretrain.config.compose import AUTO, override
 from llm_pretrain.config.diff import differences, fingerprint, own_trajectory, trajectory
 from llm_pretrain.config.schedule import CooldownConfig, ScheduleConfig
 from llm_pretrain.config.schema import BranchSpec, RunConfig, Segment, TrainConfig
-from llm_pretrain.duration import Duration, steps
+from llm_pretrain.duration import steps
 from llm_pretrain.errors import UserError
 from llm_pretrain.schedule.clock import TokenClock
 from llm_pretrain.schedule.schedule import Schedule, clock_of, schedule_of
@@ -24,6 +32,7 @@ _FIXED = {
     "model": "the parent's parameters have its shape",
     "data.tokenizer": "the parent learned its tokens",
     "run": "a branch is named after its parent, and keeps its seed",
+    "mean_of": "write kind=average",
     "past": "lineage is written by the branch manager",
     "resume": "a branch is started, not resumed",
     "schedule.warmup": "the parent has had its warmup",
@@ -50,6 +59,11 @@ class Branch:
     problem: str | None = None
     """Why it can never start, if it cannot."""
 
+    @property
+    def needs(self) -> list[int]:
+        """Steps of the parent whose checkpoints it is made from."""
+        return self.config.mean_of or [self.start]
+
     @cached_property
     def path(self) -> Path:
         """Its run directory."""
@@ -58,11 +72,12 @@ class Branch:
 
 def planned_steps(config: TrainConfig) -> set[int]:
     """The steps that the plan in a run's own config branches from."""
-    points: set[int] = set()
+    found: set[int] = set()
     for spec in config.plan:
         changed = override(config, spec.overrides)
-        points |= {start for start, _ in _points(config, changed, spec)}
-    return points
+        for start, _ in points(config, changed, spec):
+            found |= set(mean_steps(spec, config, start) if spec.kind == "average" else [start])
+    return found
 
 
 def check_plan(config: TrainConfig) -> None:
@@ -87,11 +102,13 @@ def expand(origin: Origin, spec: BranchSpec) -> list[Branch]:
     """
     _refuse_fixed(spec.overrides)
     parent = origin.config
-    changed = override(parent, spec.overrides)
+    changed = replace(override(parent, spec.overrides), mean_of=[])
     if changed.data.tokenizer != parent.data.tokenizer:
         raise UserError(f"data.tokenizer: a branch cannot change it; {_FIXED['data.tokenizer']}")
+    if spec.kind == "average":
+        refuse_training(replace(parent, mean_of=[]), changed)
     family = _Family.of(origin, changed, spec)
-    return [family.branch(start, end) for start, end in _points(parent, changed, spec)]
+    return [family.branch(start, end) for start, end in points(parent, changed, spec)]
 
 
 @dataclass(frozen=True)
@@ -121,13 +138,17 @@ class _Family:
             clock_of(parent),
             schedule_of(parent),
             fingerprint(own_trajectory(changed)),
-            _ending(parent, changed, spec),
+            mean_name(spec, parent)
+            if spec.kind == "average"
+            else _ending(replace(parent, mean_of=[]), changed, spec),
         )
 
     def branch(self, start: int, end: int | None) -> Branch:
         """The one from `start` to `end`; None: to where its schedule ends."""
         if start > self.schedule.total:
             return self._beyond(start, end or start)
+        if self.spec.kind == "average":
+            return self._mean(start)
         draft = self._draft(start, end)
         schedule = schedule_of(draft)
         config = replace(draft, run=self._place(start, schedule.total))
@@ -135,7 +156,26 @@ class _Family:
 
     def _draft(self, start: int, end: int | None) -> TrainConfig:
         """Its config, yet without a name."""
-        parent, changed, spec = self.origin.config, self.changed, self.spec
+        changed, spec = self.changed, self.spec
+        cooldown = CooldownConfig()
+        schedule = replace(changed.schedule, cooldown=cooldown, rewarmup=spec.rewarmup)
+        if end is not None:
+            asked = [o for o in spec.overrides if o.startswith("schedule.total=")]
+            clock = clock_from(self.clock, changed, start)
+            last = clock.point(changed.schedule.total) if asked and spec.at else end
+            kept = clock.length(spec.cooldown.hold, last)
+            rise = clock.length(spec.rewarmup, last)
+            length, hold = steps(end - start - rise - kept), steps(kept)
+            cooldown = replace(spec.cooldown, length=length, hold=hold)
+            schedule = replace(schedule, total=steps(last), cooldown=cooldown)
+        return replace(changed, schedule=schedule, past=self._past(start), plan=[])
+
+    def _past(self, start: int) -> list[Segment]:
+        """The ancestors of a branch from `start`."""
+        parent = self.origin.config
+        if parent.mean_of:
+            # It has trained nothing: what follows it goes on from what it averages.
+            return list(parent.past)
         segment = Segment(
             run=self.origin.id,
             until=start,
@@ -143,18 +183,21 @@ class _Family:
             schedule=parent.schedule,
             data=parent.data,
         )
-        cooldown = CooldownConfig()
-        schedule = replace(changed.schedule, cooldown=cooldown, rewarmup=spec.rewarmup)
-        if end is not None:
-            asked = [o for o in spec.overrides if o.startswith("schedule.total=")]
-            clock = _clock_from(self.clock, changed, start)
-            last = clock.point(changed.schedule.total) if asked and spec.at else end
-            kept = clock.length(spec.cooldown.hold, last)
-            rise = clock.length(spec.rewarmup, last)
-            length, hold = steps(end - start - rise - kept), steps(kept)
-            cooldown = replace(spec.cooldown, length=length, hold=hold)
-            schedule = replace(schedule, total=steps(last), cooldown=cooldown)
-        return replace(changed, schedule=schedule, past=[*parent.past, segment], plan=[])
+        return [*parent.past, segment]
+
+    def _mean(self, end: int) -> Branch:
+        """The one that is a mean of checkpoints up to `end`."""
+        parent = self.origin.config
+        averaged = mean_steps(self.spec, parent, end)
+        problem = out_of_reach(parent, self.origin.path, averaged)
+        if problem:
+            averaged = [step for step in averaged if step > 0]
+        draft = mean_config(self.changed, self._past(end), averaged, end)
+        config = replace(draft, run=self._place(end, end))
+        return replace(
+            self._made(end, end, config, schedule_of(config), problem),
+            trajectory=fingerprint(own_trajectory(config)),
+        )
 
     def _beyond(self, start: int, end: int) -> Branch:
         """One that the parent is too short for."""
@@ -177,75 +220,6 @@ class _Family:
         path = self.origin.path
         name = f"{path.name}.{start}-{end}.{self.ending}"
         return replace(self.origin.config.run, name=name, dir=str(path.with_name(name)))
-
-
-def _points(
-    parent: TrainConfig, changed: TrainConfig, spec: BranchSpec
-) -> list[tuple[int, int | None]]:
-    """(start, end) of each branch in steps; the end is None when no cooldown sets it."""
-    clock = clock_of(parent)
-    if spec.at:
-        starts = [clock.point(at) for at in spec.at]
-        return [(s, _end(s, spec, _clock_from(clock, changed, s))) for s in starts]
-    own = clock_of(changed)
-    if own.rates[-1] != clock.rates[-1] and any(e.unit == "tokens" for e in spec.ends):
-        raise UserError("ends: horizons in tokens need the parent's batch size; use at=")
-    return [(_start(clock.point(e), spec, own), clock.point(e)) for e in spec.ends]
-
-
-def _clock_from(clock: TokenClock, changed: TrainConfig, start: int) -> TokenClock:
-    """The clock of a branch that starts at `start` with the batch of `changed`."""
-    kept = [i for i, s in enumerate(clock.starts) if s < start]
-    rate = changed.data.global_batch * changed.data.sequence_length
-    return TokenClock(
-        [*(clock.starts[i] for i in kept), start], [*(clock.rates[i] for i in kept), rate]
-    )
-
-
-def _start(end: int, spec: BranchSpec, clock: TokenClock) -> int:
-    """Where a branch that ends at `end` starts: all that it does by itself before."""
-    cooldown = spec.cooldown
-    assert isinstance(cooldown.length, Duration)
-    length = clock.length(cooldown.length, end)
-    if not 0 < length < end:
-        raise UserError(
-            f"cooldown.length: '{cooldown.length}' is {length} steps, which does not fit into a "
-            f"branch that ends at step {end}; use 1 to {end - 1} steps"
-        )
-    start = end - length - _besides(spec, clock, end)
-    if start <= 0:
-        raise UserError(
-            f"ends: the cooldown, its hold and rewarmup of a branch that ends at step {end} are "
-            f"{end - start} steps; use less than {end}"
-        )
-    return start
-
-
-def _end(start: int, spec: BranchSpec, clock: TokenClock) -> int | None:
-    """Where a branch that cools down from `start` on ends.
-
-    With a percentage p it is floor(start / (1 - p)), the longest run N with N - floor(p N) = start,
-    where rewarmup and hold count as a part of `start`.
-    """
-    cooldown = spec.cooldown
-    assert isinstance(cooldown.length, Duration)
-    if cooldown.length.amount == 0:
-        return None
-    before = start + _besides(spec, clock, start)
-    if cooldown.length.unit != "percent":
-        return before + clock.length(cooldown.length, start)
-    end = int(before / (1 - cooldown.length.amount / 100))
-    if end == before:
-        raise UserError(
-            f"cooldown.length: '{cooldown.length}' of a run that cools down from step {start} "
-            "is less than a step; use a longer cooldown"
-        )
-    return end
-
-
-def _besides(spec: BranchSpec, clock: TokenClock, whole: int) -> int:
-    """Steps of a branch that are not its cooldown."""
-    return clock.length(spec.rewarmup, whole) + clock.length(spec.cooldown.hold, whole)
 
 
 def _ending(parent: TrainConfig, changed: TrainConfig, spec: BranchSpec) -> str:

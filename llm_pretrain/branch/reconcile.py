@@ -85,13 +85,14 @@ def apply(
     store = CheckpointStore(parent.checkpoints)
     starting = [row.branch for row in rows if row.action == "start"]
     # The pin comes before the look: retention takes a checkpoint only when it sees no pin.
-    pinned = [branch for branch in starting if parent.pin(branch.start, branch.path.name)]
+    needs = [(step, branch.path.name) for branch in starting for step in branch.needs]
+    pinned = [(step, child) for step, child in needs if parent.pin(step, child)]
     try:
-        for step in sorted({branch.start for branch in starting}):
+        for step in sorted({step for step, _ in needs}):
             store.verify(step)
     except UserError:
-        for branch in pinned:
-            parent.unpin(branch.start, branch.path.name)
+        for step, child in pinned:
+            parent.unpin(step, child)
         raise
     if starting:
         _create(parent, starting, store, predictions)
@@ -102,8 +103,8 @@ def _missing(parent: Run, begin: int, steps: list[int], branch: Branch) -> Row:
     """`begin`: the parent's first step. `steps`: of its checkpoints, ascending."""
     if branch.problem:
         return Row(branch, "missing", "impossible", branch.problem)
-    place = bisect.bisect_left(steps, branch.start)
-    if steps[place : place + 1] == [branch.start]:
+    missing = [step for step in branch.needs if not _has(steps, step)]
+    if not missing:
         return Row(branch, "missing", "start")
     if branch.start <= begin:
         return Row(
@@ -113,12 +114,19 @@ def _missing(parent: Run, begin: int, steps: list[int], branch: Branch) -> Row:
             f"{parent.path} begins at step {begin}; branch from its parent instead",
         )
     reached = max([begin, *steps[-1:]])
-    nearest = describe_steps(steps, near=branch.start)
-    if branch.start > reached:
-        reason = f"{parent.path} is at step {reached}, not yet at {branch.start}; {nearest}"
+    # Of several, the first decides: what is behind the run will never be saved any more.
+    step = missing[0]
+    nearest = describe_steps(steps, near=step)
+    if step > reached:
+        reason = f"{parent.path} is at step {reached}, not yet at {step}; {nearest}"
         return Row(branch, "missing", "wait", reason)
-    reason = f"{parent.path} has no checkpoint at step {branch.start}; {nearest}"
+    reason = f"{parent.path} has no checkpoint at step {step}; {nearest}"
     return Row(branch, "missing", "impossible", reason)
+
+
+def _has(steps: list[int], step: int) -> bool:
+    place = bisect.bisect_left(steps, step)
+    return steps[place : place + 1] == [step]
 
 
 def _existing(run: Seen, link: Parent, branch: Branch, status: Status) -> Row:

@@ -21,7 +21,7 @@ def show(parent: Run, rows: Sequence[Row], expected: Forecast) -> None:
             row.branch.path.name,
             str(row.branch.start),
             str(row.branch.end),
-            row.branch.schedule.phases[-1].kind,
+            "average" if row.branch.config.mean_of else row.branch.schedule.phases[-1].kind,
             row.status,
             {"none": "do nothing"}.get(row.action, row.action),
         ]

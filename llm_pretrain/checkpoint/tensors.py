@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from llm_pretrain.errors import UserError
@@ -31,20 +31,34 @@ def keys(folder: Path) -> set[str]:
     return set(describe(folder))
 
 
-def fill(folder: Path, state: dict[str, Any], *, group: Any = None) -> None:
+class Reader(FileSystemReader):
+    """Reads a checkpoint, of which it parses the index once for any number of calls of `fill`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._index: Metadata | None = None
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """See StorageReader."""
+        if self._index is None:
+            self._index = super().read_metadata(*args, **kwargs)
+        return self._index
+
+
+def fill(folder: Path | Reader, state: dict[str, Any], *, group: Any = None) -> None:
     """Fill the tensors of `state` in place from a checkpoint, which may hold more.
 
     Each rank reads only pieces that it has a part of, one after the other. `group`: the ranks that
     load together; None: this process alone. Raises UserError when a file cannot be read.
     """
-    reader = FileSystemReader(folder)
+    reader = folder if isinstance(folder, Reader) else Reader(folder)
     try:
         load(state, storage_reader=reader, process_group=group, no_dist=group is None)
     except CheckpointException as error:
         for rank, (reason, _) in sorted(error.failures.items()):
             if isinstance(reason, OSError):
                 raise UserError(
-                    f"{folder}: cannot be read on rank {rank} ({reason.filename}: "
+                    f"{reader.path}: cannot be read on rank {rank} ({reason.filename}: "
                     f"{reason.strerror})"
                 ) from error
         # Anything else is a defect. Its own type is no Exception.

@@ -9,7 +9,7 @@ from llm_pretrain.config.schema import TrainConfig, to_dict
 
 _OPERATIONAL = (
     *("run.name", "run.root", "run.dir", "engine", "cluster", "logger", "eval", "checkpoint"),
-    *("plan", "resume", "tuned_on", "data.cache", "data.workers", "data.micro_batch"),
+    *("average", "plan", "resume", "tuned_on", "data.cache", "data.workers", "data.micro_batch"),
     *("model.attention", "precision.library"),
 )
 _OPERATIONAL_PREFIXES = tuple(f"{group}." for group in _OPERATIONAL)

@@ -117,7 +117,7 @@ def train_help() -> str:
     for group, options in groups().items():
         lines += _wrap(f"{group}: {', '.join(options)}", "  ")
     lines.append("\nFields (KEY=VALUE):")
-    lines += _describe(schema.TrainConfig, "", skip=("past",))
+    lines += _describe(schema.TrainConfig, "", skip=("past", "mean_of"))
     return "\n".join(lines)
 
 

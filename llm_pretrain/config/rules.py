@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from llm_pretrain.config.average import check_average, check_rule
+from llm_pretrain.config.optimizer_rules import SCHEDULE_FREE, check_optimizer
 from llm_pretrain.config.precision import check_precision
 from llm_pretrain.config.schema import BranchSpec, TrainConfig
 from llm_pretrain.duration import Duration
 from llm_pretrain.engine.layout import check_engine
 from llm_pretrain.errors import UserError
 from llm_pretrain.schedule.build import check_cooldown, check_schedule
-from llm_pretrain.schedule.schedule import schedule_of
+from llm_pretrain.schedule.schedule import clock_of, schedule_of
 
 
 def check(config: TrainConfig) -> None:
@@ -22,7 +24,12 @@ def check(config: TrainConfig) -> None:
     check_engine(config)
     check_precision(config)
     check_schedule(config.schedule)
-    schedule_of(config)
+    total, clock = schedule_of(config).total, clock_of(config)
+    evaluate = clock.length(config.eval.every, total)
+    check_average(config.average, clock, evaluate, None if config.past else total)
+    check_rule(config.average, config.optimizer.name, SCHEDULE_FREE)
+    _check_mean(config)
+    check_optimizer(config)
     if config.logger.every.amount <= 0:
         raise UserError(f"logger.every: '{config.logger.every}' never logs; use at least 1 step")
     for i, spec in enumerate(config.plan):
@@ -40,6 +47,7 @@ def check_branch_spec(spec: BranchSpec, name: str) -> None:
         for position in positions:
             if position.unit == "percent" or position.amount <= 0:
                 raise UserError(f"{name}.{field}: '{position}' is no position; use steps or tokens")
+    _check_kind(spec, name)
     length = spec.cooldown.length
     if isinstance(length, Duration) and length.unit == "percent" and not 0 <= length.amount < 100:
         raise UserError(
@@ -48,6 +56,37 @@ def check_branch_spec(spec: BranchSpec, name: str) -> None:
     if length == "rest":
         raise UserError(f"{name}.cooldown.length: 'rest' is for whole runs; use steps, tokens or %")
     check_cooldown(spec.cooldown, f"{name}.cooldown")
+
+
+def _check_kind(spec: BranchSpec, name: str) -> None:
+    """Raise UserError for fields that the kind of branch does not have."""
+    plain = BranchSpec()
+    others = ("cooldown", "rewarmup") if spec.kind == "average" else ("of", "spacing")
+    for field in others:
+        if getattr(spec, field) != getattr(plain, field):
+            raise UserError(f"{name}.{field}: means nothing with kind={spec.kind}; leave it out")
+    if spec.spacing.unit == "percent":
+        raise UserError(
+            f"{name}.spacing: '{spec.spacing}' of the run would change when it is prolonged; use "
+            "steps or tokens"
+        )
+
+
+def _check_mean(config: TrainConfig) -> None:
+    """Raise UserError unless a mean of checkpoints is as the branch manager makes it."""
+    if not config.mean_of:
+        return
+    end = config.past[-1].until if config.past else 0
+    if config.mean_of != sorted(set(config.mean_of)) or config.mean_of[-1] != end:
+        raise UserError(
+            f"mean_of: {config.mean_of} is written by the branch manager; use llm-pretrain branch "
+            "apply kind=average"
+        )
+    if clock_of(config).point(config.schedule.total) != end:
+        raise UserError(
+            f"schedule.total: {config.schedule.total}, but a mean of checkpoints at step {end} "
+            "trains nothing; branch from it to train on"
+        )
 
 
 def _check_model(config: TrainConfig) -> None:

@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from llm_pretrain.config.average import AverageConfig
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.data import DataConfig
 from llm_pretrain.config.engine import EngineConfig
-from llm_pretrain.config.fields import RULES, NonNegative, Positive, PositiveFloat
+from llm_pretrain.config.fields import RULES, Positive, PositiveFloat
+from llm_pretrain.config.optimizer import OptimizerConfig
 from llm_pretrain.config.schedule import CooldownConfig, ScheduleConfig
 from llm_pretrain.duration import Duration, steps
 
@@ -71,28 +73,6 @@ class ModelConfig:
 
 
 @dataclass(config=RULES)
-class OptimizerConfig:
-    """AdamW with decoupled weight decay, and the peak learning rate."""
-
-    name: Literal["adamw"] = "adamw"
-    """Update rule."""
-    lr: PositiveFloat = 1e-3
-    """Peak learning rate; the schedule multiplies it. The paper's constant rate is half of the
-    best cosine peak. auto: from `tuned_on`."""
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the first moment."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Decay of the second moment."""
-    eps: PositiveFloat = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: NonNegative = 0.1
-    """Decoupled decay, times the learning rate at each step. On the matrices of the blocks and
-    an untied head only; never on embeddings or norms."""
-    grad_clip: NonNegative = 1.0
-    """Largest global gradient norm; 0 turns clipping off."""
-
-
-@dataclass(config=RULES)
 class PrecisionConfig:
     """Arithmetic of the forward and backward pass; parameters and moments stay float32."""
 
@@ -131,9 +111,9 @@ class LoggerConfig:
     tensorboard: bool = False
     """TensorBoard event files in the run directory. Its failure never stops a run."""
     kurtosis: bool = False
-    """Also the kurtosis of the blocks' outputs over the channels, mean over tokens, of the block
-    where it is largest: 3 for a normal distribution. Its rise warns of outliers before the loss of
-    an fp8 run shows them."""
+    """Also the kurtosis, about zero, of the blocks' outputs over the channels, mean over tokens, of
+    the block where it is largest: 3 for a normal distribution. Its rise warns of outliers before
+    the loss of an fp8 run shows them."""
     project: str = "llm-pretrain"
     """Project name for Weights & Biases."""
 
@@ -167,6 +147,9 @@ class CheckpointConfig:
 class BranchSpec:
     """Branches wanted from a run: where they start, how they end, what differs."""
 
+    kind: Literal["train", "average"] = "train"
+    """average: the branch is the mean of the run's last checkpoints, evaluated but not trained, to
+    compare with a cooldown that ends at the same step (LAWA)."""
     at: list[Duration] = field(default_factory=list)
     """Starts. Excludes `ends`."""
     ends: list[Duration] = field(default_factory=list)
@@ -175,6 +158,11 @@ class BranchSpec:
         default_factory=lambda: CooldownConfig(length=Duration.parse("20%"))
     )
     """Decay of each branch, from the parent's rate at its start."""
+    of: Annotated[int, Field(gt=1)] = 5
+    """average: number of checkpoints, the last of them where the branch is (`at` or `ends`)."""
+    spacing: Duration = steps(0)
+    """average: distance between them; "0 steps": the run's checkpoint.every. In a run's own plan
+    these are saved and kept."""
     rewarmup: Duration = steps(0)
     """Linear rise, at its start, from the parent's rate to the branch's own optimizer.lr, for
     continued training, also from the end of a cooldown."""
@@ -223,11 +211,15 @@ class TrainConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    average: AverageConfig = field(default_factory=AverageConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     plan: list[BranchSpec] = field(default_factory=list)
     """Branches wanted from this run; the steps they start from are saved and never deleted."""
     past: list[Segment] = field(default_factory=list)
     """Ancestors, oldest first; written by the branch manager, empty for a trunk."""
+    mean_of: list[Positive] = field(default_factory=list)
+    """Steps of the parent whose checkpoints' mean this run is; written by the branch manager, empty
+    for a run that trains."""
     tuned_on: str | None = None
     """Directory of a run whose learning rate was tuned. With optimizer.lr=auto, the theory's ratio
     between the two schedules times that rate is this run's."""

@@ -1,16 +1,19 @@
 """What the training loop may ask of an engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import torch
 
+from llm_pretrain.optim.averaging import Parts
+
 State = dict[str, Any]
-"""Nested dict of this rank's tensors under the model's own parameter names: 'model' and
-'optimizer', and with delayed scaling of FP8 'fp8', the same on every rank. A leaf is a tensor (a
-DTensor where it is a part of a larger one), or a function without arguments that makes one when it
-is called, in the same order on every rank. A plain tensor that a function makes is the same on
-every rank."""
+"""Nested dict of this rank's tensors. 'model', by its own parameter names, as it is evaluated and
+branched from; 'optimizer', by the same names, with the 'point' where training goes on if that is
+another one; 'rule', what belongs to all parameters together; with delayed scaling of FP8 'fp8', the
+same on every rank. A leaf is a tensor (a DTensor where it is a part of a larger one), or a function
+without arguments that makes one when it is called, in the same order on every rank. A plain tensor
+that a function makes is the same on every rank."""
 
 
 class Engine(Protocol):
@@ -40,6 +43,10 @@ class Engine(Protocol):
         """Of each block's output in this rank's last pass (L,), if config.logger asks for it."""
         ...
 
+    def parts(self) -> Parts:
+        """This rank's own part of the parameters, for averages of them."""
+        ...
+
     def state(self) -> State:
         """The training state, for a save to copy.
 
@@ -47,6 +54,19 @@ class Engine(Protocol):
         """
         ...
 
-    def load(self, fill: Callable[[State], None]) -> None:
-        """Take over a state: `fill` puts a checkpoint's values into the tensors it is given."""
+    def load(self, fill: Callable[[State], None], saved: Collection[str] | None = None) -> bool:
+        """Take over a state: `fill` puts a checkpoint's values into the tensors it is given.
+
+        `saved`: names of what the checkpoint has; None: all of `state()`. Returns whether it has
+        what this update rule remembers; if not, that is as at the start of a run.
+        """
         ...
+
+
+def saved_names(state: State) -> set[str]:
+    """The names that the leaves of a state have in a checkpoint."""
+    names: set[str] = set()
+    for key, value in state.items():
+        inner = saved_names(value) if isinstance(value, dict) else set()
+        names |= {f"{key}.{name}" for name in inner} if inner else {key}
+    return names

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from llm_pretrain.config.schema import PrecisionConfig, TrainConfig
 from llm_pretrain.engine import fp8
-from llm_pretrain.engine.base import State
+from llm_pretrain.engine.base import State, saved_names
 from llm_pretrain.engine.blank import blank_model
 from llm_pretrain.engine.inputs import Inputs
 from llm_pretrain.engine.precision import autocast
 from llm_pretrain.engine.zero_config import require_deepspeed, zero_config
 from llm_pretrain.model.transformer import Transformer
 from llm_pretrain.optim.adamw import build_adamw
+from llm_pretrain.optim.averaging import Parts
 from llm_pretrain.world import World
 
 
@@ -100,14 +101,22 @@ class DeepSpeedEngine:
         """See Engine."""
         return self._model.kurtosis
 
+    def parts(self) -> Parts:
+        """See Engine."""
+        from llm_pretrain.engine.zero_parts import ZeroParts  # noqa: PLC0415  (as above)
+
+        return ZeroParts(self._state)
+
     def state(self) -> State:
         """See Engine."""
         return {**self._state.state(), **fp8.state(self._model, self._precision)}
 
-    def load(self, fill: Callable[[State], None]) -> None:
+    def load(self, fill: Callable[[State], None], saved: Collection[str] | None = None) -> bool:
         """See Engine."""
-        self._state.load(fp8.loading(self._model, self._precision, fill))
+        whole = saved is None or saved_names({"optimizer": self.state()["optimizer"]}) <= set(saved)
+        self._state.load(fp8.loading(self._model, self._precision, fill), with_moments=whole)
         self._broken = False
+        return whole
 
 
 class _Losses(nn.Module):

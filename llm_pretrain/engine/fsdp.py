@@ -1,7 +1,8 @@
 """FSDP2 and tensor parallelism on a mesh of ranks; with a single process, the plain module."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +14,16 @@ from torch.distributed.tensor.parallel import loss_parallel
 
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine import fp8
-from llm_pretrain.engine.base import State
+from llm_pretrain.engine.base import State, saved_names
 from llm_pretrain.engine.blank import blank_model
 from llm_pretrain.engine.inputs import Inputs
 from llm_pretrain.engine.parallel import context_mesh, distribute
 from llm_pretrain.engine.parts import assign
 from llm_pretrain.engine.precision import autocast
 from llm_pretrain.model.transformer import Transformer
-from llm_pretrain.optim.adamw import build_adamw, make_state
+from llm_pretrain.optim.averaging import Parts, Plain
+from llm_pretrain.optim.base import Rule, local
+from llm_pretrain.optim.build import Lengths, build_rule
 from llm_pretrain.world import World
 
 
@@ -45,8 +48,8 @@ class FsdpEngine:
         self._fill(fresh)
         # By these names and no others: between a pass and its end FSDP may show gathered ones.
         self._parameters = dict(self.model.named_parameters())
-        self.optimizer = build_adamw(self.model, config.optimizer)
-        make_state(self.optimizer)
+        self.rule = self._make_rule()
+        self._loss: torch.Tensor | None = None
 
     def forward_backward(self, tokens: torch.Tensor, *, weight: float, last: bool) -> torch.Tensor:
         """See Engine."""
@@ -57,24 +60,35 @@ class FsdpEngine:
         with self._sharded_loss():
             loss = _local(self._losses(tokens, mean=True) * weight)
             loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        loss = loss.detach()
+        if self.rule.needs_loss:
+            self._loss = loss if self._loss is None else self._loss + loss
+        return loss
 
     def step(self, lr: float) -> torch.Tensor:
         """See Engine."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = _local(_total_norm([p.grad for p in parameters if p.grad is not None]))
-        if self._config.optimizer.grad_clip > 0:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self._config.optimizer.grad_clip, norm)
-        for group in self.optimizer.param_groups:
+        clip, clipped = self._config.optimizer.grad_clip, None
+        if clip > 0:
+            torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+            # The factor that this multiplies by.
+            clipped = (clip / (norm + 1e-6)).clamp(max=1.0)
+        for group in self.rule.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.rule.update(loss=self._loss, clipped=clipped)
+        self.rule.zero_grad(set_to_none=True)
+        self._loss = None
         return norm
 
     @torch.no_grad()
     def evaluate(self, tokens: torch.Tensor) -> torch.Tensor:
         """See Engine."""
-        with self._sharded_loss(), fp8.unchanged(self.model, self._config.precision):
+        with (
+            self._read_out(),
+            self._sharded_loss(),
+            fp8.unchanged(self.model, self._config.precision),
+        ):
             losses = _local(self._losses(tokens).mean(dim=1))
         if self._context is not None:
             dist.all_reduce(losses, group=self._context.get_group())
@@ -90,18 +104,61 @@ class FsdpEngine:
         """See Engine."""
         return self.model.kurtosis
 
+    def parts(self) -> Parts:
+        """See Engine."""
+        return Plain(self._parameters)
+
     def state(self) -> State:
         """See Engine."""
-        moments = dict(self.optimizer.state)
-        return {
-            "model": {name: p.detach() for name, p in self._parameters.items()},
-            "optimizer": {name: dict(moments[p]) for name, p in self._parameters.items()},
-            **fp8.state(self.model, self._config.precision),
-        }
+        rule = self.rule
+        model = {name: _readout(rule, p) for name, p in self._parameters.items()}
+        return {"model": model, **self._of_rule(), **fp8.state(self.model, self._config.precision)}
 
-    def load(self, fill: Callable[[State], None]) -> None:
+    def load(self, fill: Callable[[State], None], saved: Collection[str] | None = None) -> bool:
         """See Engine."""
-        fp8.loading(self.model, self._config.precision, fill)(self.state())
+        mine = self._of_rule()
+        whole = saved is None or saved_names(mine) <= set(saved)
+        # What is read out follows from the point at which training goes on.
+        point = whole and self.rule.averages
+        model = {} if point else {n: p.detach() for n, p in self._parameters.items()}
+        parts = {"model": model, **(mine if whole else {})}
+        fp8.loading(self.model, self._config.precision, fill)(parts)
+        if not whole:
+            self.rule.make_state()
+        return whole
+
+    def _of_rule(self) -> State:
+        """What the update rule remembers, and where training goes on if that is elsewhere."""
+        own: dict[str, Any] = {}
+        for name, parameter in self._parameters.items():
+            own[name] = dict(self.rule.state[parameter])
+            if self.rule.averages:
+                own[name]["point"] = parameter.detach()
+        return {"optimizer": own, **({"rule": dict(self.rule.shared)} if self.rule.shared else {})}
+
+    @contextlib.contextmanager
+    def _read_out(self) -> Iterator[None]:
+        """Parameters have the values to evaluate; at the end exactly those that they had."""
+        if not self.rule.averages:
+            yield
+            return
+        trained = [local(p).clone() for p in self._parameters.values()]
+        for parameter in self._parameters.values():
+            local(parameter).copy_(local(self.rule.readout(parameter)))
+        yield
+        for parameter, values in zip(self._parameters.values(), trained, strict=True):
+            local(parameter).copy_(values)
+
+    def _make_rule(self) -> Rule:
+        config = self._config
+        return build_rule(
+            self._parameters.items(), config.optimizer, Lengths.of(config), total=self._total
+        )
+
+    def _total(self, vector: torch.Tensor) -> torch.Tensor:
+        if self._world.io_group is not None:
+            dist.all_reduce(vector)
+        return vector
 
     def _fill(self, fresh: bool) -> None:
         """Give the parameters memory and, if `fresh`, initial values, one tensor at a time."""
@@ -143,6 +200,11 @@ def _total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]
     total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return total.float()
+
+
+def _readout(rule: Rule, parameter: torch.Tensor) -> torch.Tensor | Callable[[], torch.Tensor]:
+    """What is saved of a parameter: made when it is asked for, where that takes memory."""
+    return partial(rule.readout, parameter) if rule.averages else parameter.detach()
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """A training state between ZeRO's flat partitions and named shards that every engine reads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -32,7 +33,7 @@ class ZeroState:
         world: World,
     ) -> None:
         """`zero`: DeepSpeed's wrapper of `optimizer`; `parameters`: by the model's own names."""
-        self._zero, self._optimizer, self._parameters = zero, optimizer, parameters
+        self._zero, self._optimizer, self.parameters = zero, optimizer, parameters
         self._world = world
         self._host = init_device_mesh("cpu", (world.size,))
         self._devices = init_device_mesh(world.device.type, (world.size,))
@@ -43,41 +44,82 @@ class ZeroState:
     def state(self) -> State:
         """A function for each tensor that gives this rank's rows of it."""
         return {
-            "model": {name: partial(self._part, p) for name, p in self._parameters.items()},
+            "model": {name: partial(self.part, p) for name, p in self.parameters.items()},
             "optimizer": {
                 name: {
                     "step": self._step,
-                    **{moment: partial(self._part, p, moment) for moment in MOMENTS},
+                    **{moment: partial(self.part, p, moment) for moment in MOMENTS},
                 }
-                for name, p in self._parameters.items()
+                for name, p in self.parameters.items()
             },
         }
 
-    def load(self, fill: Callable[[State], None]) -> None:
-        """Take over the values that `fill` puts into buffers for this rank's rows."""
+    def load(self, fill: Callable[[State], None], *, with_moments: bool) -> None:
+        """Take over the values that `fill` puts into buffers for this rank's rows.
+
+        Without moments, these and the count of updates are 0, as at the start of a run.
+        """
         buffers: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
-        for name, parameter in self._parameters.items():
-            buffers["model"][name] = self._buffer(parameter)
-            moments = {moment: self._buffer(parameter) for moment in MOMENTS}
+        for name, parameter in self.parameters.items():
+            buffers["model"][name] = self.buffer(parameter)
+            moments = {moment: self.buffer(parameter) for moment in MOMENTS}
+            for value in () if with_moments else moments.values():
+                value.zero_()
             buffers["optimizer"][name] = {"step": torch.zeros(()), **moments}
-        fill(buffers)
+        if with_moments:
+            fill(buffers)
+        else:
+            fill({"model": buffers["model"]})
         if self._partitioned:
             # Small parameters are whole between steps; the next forward pass gathers them anew.
             self._zero.checkpoint_event_prologue()
-        for name, parameter in self._parameters.items():
+        for name, parameter in self.parameters.items():
             state = buffers["optimizer"].pop(name)
             # All parameters are updated together, so there is one count.
             self._set_step(state.pop("step"))
-            self._set(parameter, None, self._whole(buffers["model"].pop(name)))
+            self.set(parameter, None, self.whole(buffers["model"].pop(name)))
             for moment in MOMENTS:
-                self._set(parameter, moment, self._whole(state.pop(moment)))
+                self.set(parameter, moment, self.whole(state.pop(moment)))
+
+    @contextmanager
+    def as_moment(self, name: str, values: Sequence[Tensor]) -> Iterator[None]:
+        """Inside, tensors like those of `flat` are a moment of the parameters called `name`."""
+        states = [self._optimizer.state[flat] for flat in self.flat]
+        for state, value in zip(states, values, strict=True):
+            state[name] = value
+        self._link(states)
+        try:
+            yield
+        finally:
+            for state in states:
+                del state[name]
+            self._link(states)
+
+    def _link(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Tell the parameters of stages 1 and 2 which moments there are."""
+        if not self._partitioned:
+            for group, flat, state in zip(self._zero.bit16_groups, self.flat, states, strict=True):
+                for parameter in group:
+                    if parameter._hp_mapping is not None:
+                        parameter._hp_mapping.set_optim_state_fragment(flat, state)
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Bring the values of `flat` to the tensors that the model computes with."""
+        zero = self._zero
+        if not self._partitioned:
+            zero.update_lp_params()
+            return
+        zero.checkpoint_event_prologue()
+        for computed, flat in zip(zero.fp16_partitioned_groups_flat, self.flat, strict=True):
+            computed.data.copy_(flat.data)
 
     def _make_moments(self) -> None:
         """Create the optimizer's state, which torch does in the first update only."""
         groups = self._optimizer.param_groups
         if self._partitioned:
             # DeepSpeed gives the optimizer its parameters for the time of an update only.
-            for index, flat in enumerate(self._flat):
+            for index, flat in enumerate(self.flat):
                 groups[self._zero.sub_group_to_group_id[index]]["params"].append(flat)
         make_state(self._optimizer)
         if self._partitioned:
@@ -88,7 +130,7 @@ class ZeroState:
             self._zero._lazy_init_hp_params_optimizer_state()
 
     @property
-    def _flat(self) -> list[Tensor]:
+    def flat(self) -> list[Tensor]:
         """This rank's partitions of the float32 parameters, as the optimizer knows them."""
         zero = self._zero
         flat: list[Tensor] = (
@@ -99,14 +141,14 @@ class ZeroState:
         return flat
 
     def _step(self) -> Tensor:
-        step: Tensor = self._optimizer.state[self._flat[0]]["step"]
+        step: Tensor = self._optimizer.state[self.flat[0]]["step"]
         return step
 
     def _set_step(self, step: Tensor) -> None:
-        for flat in self._flat:
+        for flat in self.flat:
             self._optimizer.state[flat]["step"].copy_(step)
 
-    def _part(self, parameter: nn.Parameter, moment: str | None = None) -> DTensor:
+    def part(self, parameter: nn.Parameter, moment: str | None = None) -> DTensor:
         """This rank's rows of a parameter or of one of its moments."""
         whole = self._get(parameter, moment)
         rows = whole.chunk(self._world.size)
@@ -120,10 +162,10 @@ class ZeroState:
             stride=whole.stride(),
         )
 
-    def _buffer(self, parameter: nn.Parameter) -> DTensor:
+    def buffer(self, parameter: nn.Parameter) -> DTensor:
         return empty(_shape(parameter), device_mesh=self._host, placements=[Shard(0)])
 
-    def _whole(self, part: DTensor) -> Tensor:
+    def whole(self, part: DTensor) -> Tensor:
         """All rows, on this rank's device."""
         return DTensor.from_local(
             part.to_local().to(self._world.device),
@@ -145,7 +187,7 @@ class ZeroState:
         return whole
 
     @torch.no_grad()
-    def _set(self, parameter: nn.Parameter, moment: str | None, value: Tensor) -> None:
+    def set(self, parameter: nn.Parameter, moment: str | None, value: Tensor) -> None:
         """Set the optimizer's copy and, of a parameter, the one that the model computes with."""
         if self._partitioned:
             value = _partition(parameter, value, self._world.rank)

@@ -28,7 +28,6 @@ from llm_pretrain.estimate.ledger import Ledger
 from llm_pretrain.estimate.operation import local
 from llm_pretrain.model.loss import product_dtype
 from llm_pretrain.model.transformer import Norm
-from llm_pretrain.optim.adamw import make_state
 from llm_pretrain.world import World
 
 
@@ -59,8 +58,8 @@ class FakeEngine(FsdpEngine):
         if config.engine.offload_activations:
             self.model.around = _FakeOffload(config.model.layers, ledger)
         with self.running():
-            make_state(self.optimizer)
-        moments = [t for state in self.optimizer.state.values() for t in state.values()]
+            self.rule.make_state()
+        moments = [t for state in self.rule.state.values() for t in state.values()]
         ledger.name(moments, "moments")
 
     @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from llm_pretrain.config.optimizer_rules import SCHEDULE_FREE
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.layout import Layout
 from llm_pretrain.estimate.trace import CATEGORIES, Bytes, Trace
@@ -45,19 +46,27 @@ class Memory:
 def memory_of(trace: Trace, config: TrainConfig, layout: Layout, passes: int) -> Memory:
     """Memory of a rank that FSDP trains, or of a single process."""
     layers = config.model.layers
-    parameters = trace.rest + trace.block * layers
-    state = {**dict.fromkeys(CATEGORIES, 0), "parameters": parameters, "moments": 2 * parameters}
+    parameters, moments = trace.parameters(layers), trace.moments(layers)
+    state = {**dict.fromkeys(CATEGORIES, 0), "parameters": parameters, "moments": moments}
     hosted = ("parameters", "gradients", "moments") if config.engine.offload == "all" else ()
     held, when = peak_of(trace, layers, passes, state, hosted=(*hosted, "offloaded"))
     offloaded: Bytes = {}
     if hosted:
-        offloaded = {"parameters": parameters, "gradients": parameters, "moments": 2 * parameters}
+        offloaded = {"parameters": parameters, "gradients": parameters, "moments": moments}
     if config.engine.offload_activations:
         # Of every block but the last one.
         offloaded["activations"] = (layers - 1) * trace.waiting
-    copied = CHECKPOINT_BYTES // 4 * parameters
+    copied = saved(trace, config)
     # Equal copies are shared out among the ranks that hold them.
     return Memory(held, when, offloaded, -(-copied // layout.replicate))
+
+
+def saved(trace: Trace, config: TrainConfig) -> int:
+    """Bytes of a checkpoint that are this rank's."""
+    layers = config.model.layers
+    # A rule that averages saves the average beside the point where it trains.
+    copies = 2 if config.optimizer.name in SCHEDULE_FREE else 1
+    return trace.moments(layers) + copies * trace.parameters(layers)
 
 
 def peak_of(

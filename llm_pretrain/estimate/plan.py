@@ -6,7 +6,7 @@ from llm_pretrain.config.cluster import HardwareConfig
 from llm_pretrain.config.engine import Recompute
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.layout import Layout
-from llm_pretrain.estimate.memory import CHECKPOINT_BYTES, GIB, Memory, memory_of
+from llm_pretrain.estimate.memory import GIB, Memory, memory_of, saved
 from llm_pretrain.estimate.ranks import ranks_of
 from llm_pretrain.estimate.speed import Speed, missing_rates, speed_of
 from llm_pretrain.estimate.trace import Trace, trace
@@ -63,7 +63,8 @@ def estimate(config: TrainConfig) -> Estimate:
     chosen = traces[config.engine.recompute]
     flows, speed, unknown = _traffic(chosen, config, layout, count)
     parameters = parameter_count(config.model)
-    size = CHECKPOINT_BYTES * parameters
+    # Of all ranks together; parts of one model have their bytes in the same proportion.
+    size = 4 * parameters * saved(chosen, config) // chosen.parameters(config.model.layers)
     return Estimate(
         layout=layout,
         passes=count,

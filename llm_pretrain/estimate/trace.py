@@ -1,7 +1,7 @@
 """One optimizer update of a few blocks on fake tensors, and what it says about all of them."""
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -72,6 +72,18 @@ class Trace:
     """Bytes of this rank's parameters in one block."""
     waiting: int
     """Bytes of one block's activations in host memory."""
+    rest_moments: int
+    """Bytes that the update rule keeps of this rank's parameters outside the blocks."""
+    block_moments: int
+    """The same of one block."""
+
+    def parameters(self, layers: int) -> int:
+        """Bytes of this rank's parameters of a model with so many blocks."""
+        return self.rest + self.block * layers
+
+    def moments(self, layers: int) -> int:
+        """Bytes that the update rule keeps of them."""
+        return self.rest_moments + self.block_moments * layers
 
     def order(self, layers: int, passes: int) -> Iterator[Stretch]:
         """The stretches of a step of a model with `layers` blocks, in the order of time."""
@@ -123,16 +135,41 @@ def trace(config: TrainConfig, layout: Layout, passes: int, *, grouped: bool) ->
             ledger.begin("update")
             engine.step(lr=1e-3)
         ledger.begin("end")
-        sizes = {n: local(p).untyped_storage().nbytes() for n, p in engine.model.named_parameters()}
-    block = sum(size for name, size in sizes.items() if name.startswith("blocks.0."))
-    rest = sum(size for name, size in sizes.items() if not name.startswith("blocks."))
+        sizes, moments = _sizes(engine)
+    block, rest = sizes
     # An update treats all parameters alike, and those of the other blocks are not traced.
     work = next(s.work for s in ledger.segments if s.name == "update")
     work.traffic *= (rest + block * config.model.layers) / (rest + block * blocks)
     stretches = _stretches(ledger, edge)
     first = next(s for s in stretches if s.segment.block == 0)
     waiting = sum(size for kind, size, _ in first.growth if kind == "offloaded" and size > 0)
-    return Trace(stretches, blocks, passes, edge, rest, block, waiting)
+    return Trace(
+        stretches,
+        blocks,
+        passes,
+        edge,
+        rest,
+        block,
+        waiting,
+        rest_moments=moments[1],
+        block_moments=moments[0],
+    )
+
+
+def _sizes(engine: FakeEngine) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Bytes of parameters, and of what the rule keeps of them: in a block, and outside of all."""
+
+    def both(size: Callable[[Tensor], int]) -> tuple[int, int]:
+        named = list(engine.model.named_parameters())
+        block = sum(size(p) for name, p in named if name.startswith("blocks.0."))
+        return block, sum(size(p) for name, p in named if not name.startswith("blocks."))
+
+    def kept(parameter: Tensor) -> int:
+        # Not the count of updates.
+        state = [local(t) for t in engine.rule.state[parameter].values()]
+        return sum(t.untyped_storage().nbytes() for t in state if t.ndim)
+
+    return both(lambda p: local(p).untyped_storage().nbytes()), both(kept)
 
 
 class _Marks:

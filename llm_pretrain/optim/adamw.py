@@ -1,9 +1,13 @@
 """AdamW as the paper uses it: weight decay on matrices only."""
 
-import torch
-from torch import nn
+from collections.abc import Iterable
+from typing import Any
 
-from llm_pretrain.config.schema import OptimizerConfig
+import torch
+from torch import Tensor, nn
+
+from llm_pretrain.config.optimizer import OptimizerConfig
+from llm_pretrain.optim.base import Groups, Rule
 
 
 def decayed(name: str, parameter: torch.Tensor) -> bool:
@@ -11,16 +15,60 @@ def decayed(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim >= 2 and not name.startswith("embedding")
 
 
+def decay_groups(named: Iterable[tuple[str, Tensor]], weight_decay: float) -> Groups:
+    """Two parameter groups: what is decayed, and the rest. Either may be empty."""
+    pairs = list(named)
+    return [
+        {"params": [p for n, p in pairs if decayed(n, p)], "weight_decay": weight_decay},
+        {"params": [p for n, p in pairs if not decayed(n, p)], "weight_decay": 0.0},
+    ]
+
+
+class AdamW(Rule):
+    """torch's fused AdamW, and AdamC's corrected decay (Defazio 2025) for groups that want it.
+
+    A group with a "corrected" decay is decayed by lr * corrected * lr / peak in each step instead
+    of lr * weight_decay.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        peak: float | None = None,
+        with_state: bool = True,
+    ) -> None:
+        """`peak`: the schedule's largest rate, for corrected decay."""
+        self._inner = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+        self._peak = peak or lr
+        super().__init__(self._inner.param_groups, self._inner.defaults, with_state=with_state)
+        self._adopt(self._inner)
+
+    def _first_state(self, _group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
+        return adam_state(parameter)
+
+    def _update(self, _loss: Tensor | None, _clipped: Tensor | None) -> None:
+        for group in self.param_groups:
+            if "corrected" in group:
+                group["weight_decay"] = group["corrected"] * group["lr"] / self._peak
+        self._inner.step()
+
+
+def adam_state(parameter: Tensor) -> dict[str, Tensor]:
+    """What torch's fused AdamW keeps of a parameter before its first update."""
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+        "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+    }
+
+
 def build_adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """Fused AdamW over the parameters of `model`; its learning rate is set at each step."""
-    named = list(model.named_parameters())
-    groups = [
-        {
-            "params": [p for n, p in named if decayed(n, p)],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [p for n, p in named if not decayed(n, p)], "weight_decay": 0.0},
-    ]
+    groups = decay_groups(model.named_parameters(), config.weight_decay)
     return torch.optim.AdamW(
         groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )
@@ -33,8 +81,4 @@ def make_state(optimizer: torch.optim.AdamW) -> None:
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+            optimizer.state[parameter] = adam_state(parameter)

@@ -129,6 +129,8 @@ def schedule_of(config: TrainConfig) -> Schedule:
     for i, segment in enumerate(config.past):
         then = TokenClock(clock.starts[: i + 1], clock.rates[: i + 1])
         history = _append(history, segment.schedule, segment.lr, then).until(segment.until)
+    if config.mean_of:
+        return history
     return _append(history, config.schedule, config.optimizer.lr, clock)
 
 

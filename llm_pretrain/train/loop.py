@@ -15,8 +15,10 @@ from llm_pretrain.data.prefetch import Prefetcher
 from llm_pretrain.duration import Duration
 from llm_pretrain.engine.base import Engine
 from llm_pretrain.errors import LostRankError, UserError
+from llm_pretrain.optim.averaging import Averages
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import clock_of, schedule_of
+from llm_pretrain.train.average import evaluate_averages
 from llm_pretrain.train.console import RunConsole
 from llm_pretrain.train.evaluate import evaluate
 from llm_pretrain.train.garbage import Collector
@@ -94,11 +96,13 @@ class Trainer:
         calendar: Calendar,
         world: World,
         engine: Engine,
+        averages: Averages,
         loader: Loader,
         console: RunConsole,
     ) -> None:
         self._run, self._config, self._calendar = run, config, calendar
         self._world, self._engine, self._loader, self._console = world, engine, loader, console
+        self._averages = averages
         self._schedule, self._clock = schedule_of(config), clock_of(config)
         # Read once: on many ranks, a file that is opened in every step is a load for its server.
         record = run.record
@@ -142,11 +146,16 @@ class Trainer:
 
     def _train(self, step: int, stop: StopFlag) -> Outcome:
         total, vote, deadline = self._calendar.total, Vote(self._world), Deadline()
+        if self._config.mean_of and not self._world.on_main(lambda: self._store.has(total)):
+            # It trains nothing, so nothing else would evaluate it.
+            with self._watchdog.paused():
+                self._record(total, self._evaluate(total))
         with Prefetcher(self._batch) as batches, Collector() as collector:
             self._meter.start()
             while step < total:
                 loss, norm = self._update(step, batches.get(step))
                 step += 1
+                self._averages.after(step)
                 self._after(step, loss, norm)
                 self._console.advance(step)
                 self._watchdog.alive()
@@ -196,10 +205,18 @@ class Trainer:
             self._record(step, {**seen, **self._meter.read()})
         if self._calendar.evaluates(step):
             with self._meter.paused(), self._watchdog.paused():
-                self._record(step, evaluate(self._engine, self._loader, self._config, self._world))
+                self._record(step, self._evaluate(step))
         if saves:
             with self._meter.paused(), self._watchdog.paused():
                 self._save(step)
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """Of the parameters, and of each average that is complete."""
+
+        def measure() -> dict[str, float]:
+            return evaluate(self._engine, self._loader, self._config, self._world)
+
+        return {**measure(), **evaluate_averages(self._averages, step, measure)}
 
     def _record(self, step: int, values: dict[str, Any]) -> None:
         if not self._world.main:
@@ -239,7 +256,7 @@ class Trainer:
         if step == self._saved:
             return
         self._complete_save()
-        state = checkpoint_state(self._engine, self._world)
+        state = checkpoint_state(self._engine, self._world, self._averages)
         meta = checkpoint_meta(self._id, self._config, self._loader, self._world, step)
         self._saver.start(state, meta)
         self._saved = step

@@ -5,14 +5,14 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llm_pretrain import atomic
 from llm_pretrain.branch.plan import planned_steps
 from llm_pretrain.checkpoint.store import CheckpointStore, Meta
 from llm_pretrain.checkpoint.verify import latest, verify
-from llm_pretrain.config.data import DataConfig
+from llm_pretrain.config.optimizer_rules import advice
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.data.prepare import Prepared, prepare
@@ -33,7 +33,9 @@ from llm_pretrain.records import now
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import schedule_of
 from llm_pretrain.train import flight, rollcall
+from llm_pretrain.train.average import averages_of
 from llm_pretrain.train.console import RunConsole
+from llm_pretrain.train.corpus import check_vocabulary, fill_cache, with_own_tokenizer
 from llm_pretrain.train.hardware import device_name
 from llm_pretrain.train.interrupt import watch
 from llm_pretrain.train.loop import Calendar, Outcome, Trainer
@@ -66,10 +68,10 @@ class Session:
         Raises UserError before the directory exists when the input cannot work.
         """
         world = self.world
-        data = _with_own_tokenizer(self.config.data, self.path)
-        world.on_main(lambda: _fill_cache(data))
+        data = with_own_tokenizer(self.config.data, self.path)
+        world.on_main(lambda: fill_cache(data))
         prepared = prepare(data)
-        _check_vocabulary(self.config, prepared)
+        check_vocabulary(self.config, prepared)
         world.on_main(self._obtain)
         run = Run.open(self.path)
         with ExitStack() as stack:
@@ -128,7 +130,8 @@ class Session:
         parent = run.parent_run()
         if parent is not None:
             source = CheckpointStore(parent.checkpoints)
-            verify(source, run.begin, self.world)
+            for step in self.config.mean_of or [run.begin]:
+                verify(source, step, self.world)
             if source.identity(run.begin) != run.record.parent_checkpoint:
                 raise DamagedCheckpointError(
                     f"{source.path(run.begin)}: not the checkpoint that {run.path} branched from"
@@ -141,6 +144,7 @@ class Session:
         fresh = saved is None and run.record.parent is None
         end = prepared.tokenizer.end_of_text_id
         engine = build_engine(self.settled.config, world, fresh=fresh, end_of_text=end)
+        averages = averages_of(config, engine.parts())
         calendar = Calendar.of(config, frozenset(planned_steps(config)))
         trainer = Trainer(
             run=run,
@@ -148,16 +152,21 @@ class Session:
             calendar=calendar,
             world=world,
             engine=engine,
+            averages=averages,
             loader=loader,
             console=console,
         )
-        step = restore(run, config, engine, loader, world, saved=saved)
+        step, remembers = restore(
+            run, config, engine, loader, world, averages=averages, saved=saved
+        )
+        if not remembers:
+            console.say(f"{config.optimizer.name}: starts anew, the parent had another optimizer")
         peak = trainer.peak_source
         number = world.on_main(lambda: self._begin(run, step, peak))
         witness = Witness(run, world, self.hosts, flight.place(run.flight_path, number))
         console.say(self._greeting(step, peak))
-        for part in self.settled.chosen:
-            console.say(str(part))
+        for line in (*map(str, self.settled.chosen), *advice(config)):
+            console.say(line)
         try:
             outcome = self._steps(trainer, step, witness, console)
         except OSError as error:
@@ -193,8 +202,10 @@ class Session:
 
     def _begin(self, run: Run, step: int, peak: str) -> int:
         """Enter this session into the record; its number."""
-        run.rewind_metrics(step)
         config = self.config
+        # A mean of checkpoints has measured itself before its only checkpoint.
+        mean = bool(config.mean_of) and not CheckpointStore(run.checkpoints).has(step)
+        run.rewind_metrics(step - 1 if mean else step)
         entry = {
             "time": now(),
             "host": socket.gethostname(),
@@ -272,28 +283,3 @@ def _set_aside(store: CheckpointStore, newest: Meta | None, console: RunConsole)
     """Rename the checkpoints after the newest that is whole."""
     for step in [s for s in store.steps() if newest is None or s > newest.step]:
         console.say(f"moved aside to {store.set_aside(step)}")
-
-
-def _with_own_tokenizer(data: DataConfig, path: Path) -> DataConfig:
-    """The data config with the tokenizer that the run directory keeps, once it does."""
-    own = Run(path).tokenizer_path
-    if not own.exists():
-        return data
-    return replace(data, tokenizer=replace(data.tokenizer, path=str(own)))
-
-
-def _fill_cache(data: DataConfig) -> None:
-    """Rank 0 prepares, the others find it done. Raises UserError when the cache is no place."""
-    try:
-        prepare(data, progress=True)
-    except OSError as error:
-        raise UserError(f"data.cache: {data.cache} cannot be written ({error.strerror})") from error
-
-
-def _check_vocabulary(config: TrainConfig, prepared: Prepared) -> None:
-    size = prepared.tokenizer.vocab_size
-    if size > config.model.vocab_size:
-        raise UserError(
-            f"model.vocab_size: {config.model.vocab_size} is smaller than the vocabulary of "
-            f"{prepared.tokenizer.path} ({size}); use at least {size}"
-        )

@@ -1,9 +1,11 @@
 """What goes into a checkpoint, and how a run gets its state back."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from llm_pretrain.checkpoint.average import fill_mean
 from llm_pretrain.checkpoint.store import CheckpointStore, Meta
 from llm_pretrain.checkpoint.tensors import fill, keys
 from llm_pretrain.config.diff import completed, differences, fingerprint, trajectory
@@ -11,15 +13,19 @@ from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.engine.base import Engine, State
 from llm_pretrain.errors import UserError
+from llm_pretrain.optim.averaging import Averages
 from llm_pretrain.records import now
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import Schedule, clock_of, schedule_of
 from llm_pretrain.world import World
 
 
-def checkpoint_state(engine: Engine, world: World) -> dict[str, Any]:
-    """Tensors of a checkpoint: model, optimizer, and each rank's generator states."""
-    return {**engine.state(), "rng": {f"rank{world.rank}": _rng(world)}}
+def checkpoint_state(
+    engine: Engine, world: World, averages: Averages | None = None
+) -> dict[str, Any]:
+    """Tensors of a checkpoint: model, optimizer, each rank's generator states, averages if any."""
+    state = {**engine.state(), "rng": {f"rank{world.rank}": _rng(world)}}
+    return {**state, "average": averages.state()} if averages and averages.names else state
 
 
 def checkpoint_meta(
@@ -68,24 +74,38 @@ def restore(
     loader: Loader,
     world: World,
     *,
+    averages: Averages,
     saved: int | None,
-) -> int:
-    """Load the run's own checkpoint of step `saved`, else the parent's; returns the updates done.
+) -> tuple[int, bool]:
+    """Load the run's own checkpoint of step `saved`, else the parent's.
 
-    Session has verified what is loaded here. Raises UserError when the settings differ.
+    Returns the updates done, and whether what the update rule remembers came along: not with
+    another rule than the parent's. Session has verified what is loaded here. Raises UserError when
+    the settings differ.
     """
     if saved is not None:
         store = CheckpointStore(run.checkpoints)
         check_same_run(store.meta(saved), config, loader, str(run.path))
-        _load(store, saved, engine, world)
-        return saved
+        return saved, _load(store, saved, engine, averages, world)
     parent = run.parent_run()
-    if parent is not None:
-        _load(CheckpointStore(parent.checkpoints), run.begin, engine, world)
-    return run.begin
+    if parent is None:
+        return run.begin, True
+    store = CheckpointStore(parent.checkpoints)
+    if config.mean_of:
+        return run.begin, _load_mean([store.path(s) for s in config.mean_of], engine, world)
+    return run.begin, _load(store, run.begin, engine, averages, world)
 
 
-def _load(store: CheckpointStore, step: int, engine: Engine, world: World) -> None:
+def _load_mean(folders: list[Path], engine: Engine, world: World) -> bool:
+    """The mean of the parameters. Moments start anew: the mean of several is the moment of none."""
+    names = {name for name in keys(folders[0]) if name.startswith("model.")}
+    engine.load(lambda state: fill_mean(folders, state, group=world.io_group), names)
+    return True
+
+
+def _load(
+    store: CheckpointStore, step: int, engine: Engine, averages: Averages, world: World
+) -> bool:
     folder = store.path(step)
     mine, rng, saved = f"rank{world.rank}", _rng(world), keys(folder)
     # With another world size, ranks that did not exist have no generator state to restore;
@@ -96,9 +116,11 @@ def _load(store: CheckpointStore, step: int, engine: Engine, world: World) -> No
     def take(state: State) -> None:
         fill(folder, {**_in(saved, state), **extra}, group=world.io_group)
 
-    engine.load(take)
+    remembers = engine.load(take, saved)
+    averages.load(lambda state: fill(folder, state, group=world.io_group), saved)
     if known:
         _set_rng(rng, world)
+    return remembers
 
 
 def _in(saved: set[str], state: State) -> State:

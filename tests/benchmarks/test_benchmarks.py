@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import (
     attention,
+    average,
     collect,
     engines,
     file_operations,
@@ -51,6 +52,7 @@ def handlers() -> Iterator[None]:
         ("reconcile", reconcile.main),
         ("theory", theory.main),
         ("attention", attention.main),
+        ("average", average.main),
     ],
 )
 def test_quick(module: str, main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

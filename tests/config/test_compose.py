@@ -73,7 +73,7 @@ def _is_group(info: object) -> bool:
         (["logger.every=0 steps"], ["logger.every", "at least 1 step"]),
         (["foo"], ["foo", "key=value"]),
         (["optimizer.lr=1e-3,2e-3"], ["optimizer.lr", "--multirun"]),
-        (["+optimizer.momentum=1"], ["optimizer.momentum", "unknown key"]),
+        (["+optimizer.velocity=1"], ["optimizer.velocity", "unknown key"]),
     ],
 )
 def test_bad_input_names_field_value_and_remedy(overrides: list[str], words: list[str]) -> None:

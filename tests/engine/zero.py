@@ -10,7 +10,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llm_pretrain.config.data import DataConfig
 from llm_pretrain.config.engine import EngineConfig
-from llm_pretrain.config.schema import ModelConfig, OptimizerConfig, PrecisionConfig, TrainConfig
+from llm_pretrain.config.optimizer import OptimizerConfig
+from llm_pretrain.config.schema import ModelConfig, PrecisionConfig, TrainConfig
 from llm_pretrain.engine import zero_config
 from llm_pretrain.engine.base import Engine, State
 from llm_pretrain.engine.build import build_engine

@@ -9,11 +9,11 @@ from typing import Any
 
 from llm_pretrain.branch.plan import Origin, expand
 from llm_pretrain.config.data import DataConfig
+from llm_pretrain.config.optimizer import OptimizerConfig
 from llm_pretrain.config.schedule import CooldownConfig, ScheduleConfig
 from llm_pretrain.config.schema import (
     BranchSpec,
     EvalConfig,
-    OptimizerConfig,
     RunConfig,
     TrainConfig,
 )

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_pretrain.config.compose import build, compose
+from llm_pretrain.config.optimizer import OptimizerConfig
 from llm_pretrain.config.schedule import ScheduleConfig
-from llm_pretrain.config.schema import OptimizerConfig, Segment, TrainConfig
+from llm_pretrain.config.schema import Segment, TrainConfig
 from llm_pretrain.errors import UserError
 from llm_pretrain.schedule.schedule import Schedule, schedule_of
 from llm_pretrain.schedule.shapes import FALLS

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from llm_pretrain.config.data import DataConfig
+from llm_pretrain.config.optimizer import OptimizerConfig
 from llm_pretrain.config.schedule import CooldownConfig, ScheduleConfig
-from llm_pretrain.config.schema import OptimizerConfig, TrainConfig
+from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.duration import Duration
 from llm_pretrain.schedule.schedule import Schedule, schedule_of
 

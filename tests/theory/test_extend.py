@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_pretrain.branch.plan import Origin, expand
+from llm_pretrain.config.optimizer import OptimizerConfig
 from llm_pretrain.config.schedule import CooldownConfig, ScheduleConfig, StageConfig
-from llm_pretrain.config.schema import BranchSpec, OptimizerConfig, TrainConfig
+from llm_pretrain.config.schema import BranchSpec, TrainConfig
 from llm_pretrain.duration import Duration, steps
 from llm_pretrain.errors import UserError
 from llm_pretrain.schedule.schedule import schedule_of

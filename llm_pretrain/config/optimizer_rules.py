@@ -1,0 +1,153 @@
+"""Which update rules fit which runs. Imports no torch."""
+
+import json
+from typing import Any
+
+from llm_pretrain.config.optimizer import OptimizerConfig
+from llm_pretrain.config.schedule import CooldownConfig
+from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.duration import Duration
+from llm_pretrain.errors import UserError
+from llm_pretrain.schedule.schedule import schedule_of
+
+SCHEDULE_FREE = ("schedule_free", "schedule_free_plus")
+"""Rules that evaluate and branch from an average."""
+_READERS = {
+    "beta1": ("adamw", "schedule_free_plus", "ademamix", "muon"),
+    "corrected_decay": ("adamw",),
+    "interpolation": SCHEDULE_FREE,
+    "weight_power": SCHEDULE_FREE,
+    **dict.fromkeys(
+        ("average_after", "interpolation_end", "anneal", "polyak_beta", "loss_floor"),
+        ("schedule_free_plus",),
+    ),
+    **dict.fromkeys(("beta3", "alpha", "slow_warmup"), ("ademamix",)),
+    **dict.fromkeys(("momentum", "ns_steps"), ("muon",)),
+}
+"""Rules that read a field, where not all do."""
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Raise UserError when the rule does not fit its fields, the schedule, engine or model."""
+    optimizer = config.optimizer
+    _check_readers(optimizer)
+    for field in ("average_after", "anneal", "slow_warmup", "project"):
+        length = getattr(optimizer, field)
+        if isinstance(length, Duration) and length.unit == "percent":
+            raise UserError(
+                f"optimizer.{field}: '{length}' would change its meaning when a run is prolonged "
+                'or branched; use steps or tokens, such as "2000 steps"'
+            )
+    if optimizer.name in SCHEDULE_FREE:
+        _check_schedule(config)
+    if optimizer.anneal.amount and optimizer.interpolation_end < optimizer.interpolation:
+        raise UserError(
+            f"optimizer.interpolation_end: {optimizer.interpolation_end:g} is below "
+            f"interpolation={optimizer.interpolation:g}; it is to rise"
+        )
+    _check_engine(config)
+    _check_projection(config)
+
+
+def advice(config: TrainConfig) -> list[str]:
+    """One line for each value that is allowed, but most likely meant for another rule."""
+    optimizer, found = config.optimizer, list[str]()
+    if optimizer.name == "schedule_free_plus":
+        if 0 < optimizer.weight_decay < 1:
+            found.append(
+                f"optimizer.weight_decay: {optimizer.weight_decay:g} is small for "
+                "schedule_free_plus, which multiplies it by the square of its step size; its "
+                "author advises 20 to 50"
+            )
+        if optimizer.lr < 0.1:
+            found.append(
+                f"optimizer.lr: {optimizer.lr:g} is small for schedule_free_plus, where it "
+                "multiplies Polyak's step size; 1 is usual"
+            )
+    if optimizer.name == "ademamix" and optimizer.slow_warmup.unit == "steps":
+        total, warmup = schedule_of(config).total, int(optimizer.slow_warmup.amount)
+        if warmup > total:
+            found.append(
+                f"optimizer.slow_warmup: '{optimizer.slow_warmup}' is longer than the run of "
+                f"{total} steps, so alpha ends at {optimizer.alpha * total / warmup:.2g}; its "
+                "authors take the length of the run"
+            )
+    return found
+
+
+def _check_readers(optimizer: OptimizerConfig) -> None:
+    """Raise UserError when a field is set that the rule does not read: it would do nothing."""
+    default = OptimizerConfig()
+    for field, readers in _READERS.items():
+        value, usual = getattr(optimizer, field), getattr(default, field)
+        if optimizer.name not in readers and value != usual:
+            raise UserError(
+                f"optimizer.{field}: {value} is for optimizer={' or '.join(readers)}; with "
+                f"optimizer={optimizer.name} leave it {_shown(usual)}"
+            )
+    if not optimizer.project.amount:
+        for field in ("projected", "scale_decay"):
+            value, usual = getattr(optimizer, field), getattr(default, field)
+            if value != usual:
+                raise UserError(
+                    f"optimizer.{field}: {value} is for projections; set optimizer.project, such "
+                    f'as "1 steps", or leave it {_shown(usual)}'
+                )
+
+
+def _check_schedule(config: TrainConfig) -> None:
+    """Raise UserError when the rate decays: the average already does what that is for."""
+    name, schedule = config.optimizer.name, config.schedule
+    if schedule.main != "constant" or schedule.stages:
+        field, value = ("main", schedule.main) if not schedule.stages else ("stages", "a drop")
+        raise UserError(
+            f"schedule.{field}: {value} with optimizer={name}, whose average takes the place of a "
+            "decaying rate; use schedule=constant"
+        )
+    cooldowns = [("schedule", schedule.cooldown)]
+    for i, spec in enumerate(config.plan):
+        if spec.kind != "average":
+            cooldowns.append((f"plan.{i}", spec.cooldown))
+    for place, cooldown in cooldowns:
+        if _cools(cooldown):
+            raise UserError(
+                f"{place}.cooldown.length: '{cooldown.length}' with optimizer={name}, whose "
+                "average takes the place of a decaying rate; use schedule=constant, and for "
+                'branches cooldown.length="0 steps"'
+            )
+
+
+def _cools(cooldown: CooldownConfig) -> bool:
+    return not isinstance(cooldown.length, Duration) or cooldown.length.amount > 0
+
+
+def _check_engine(config: TrainConfig) -> None:
+    """Raise UserError for what cannot be done on ZeRO's flat pieces of several parameters."""
+    optimizer = config.optimizer
+    if config.engine.name != "deepspeed":
+        return
+    if optimizer.name != "adamw" or optimizer.corrected_decay:
+        asked = "name" if optimizer.name != "adamw" else "corrected_decay"
+        raise UserError(
+            f"optimizer.{asked}: {getattr(optimizer, asked)} counts, sums or looks at whole "
+            "matrices, and engine=deepspeed hands a rule flat pieces of them, some at a time; use "
+            "engine=fsdp, or plain optimizer=adamw"
+        )
+    if optimizer.project.amount:
+        raise UserError(
+            f"optimizer.project: '{optimizer.project}' needs whole matrices, and engine=deepspeed "
+            "cuts them into flat pieces; use engine=fsdp"
+        )
+
+
+def _check_projection(config: TrainConfig) -> None:
+    optimizer = config.optimizer
+    if optimizer.project.amount and optimizer.projected == "invariant" and not config.model.qk_norm:
+        raise UserError(
+            "optimizer.projected: without model.qk_norm=true no matrix of the model is invariant "
+            "to its scale; set that, or projected=blocks, which limits the model"
+        )
+
+
+def _shown(value: Any) -> str:
+    return str(value) if isinstance(value, Duration) else json.dumps(value)
