@@ -32,9 +32,9 @@ from llm_pretrain.train import hardware
 
 _IMPORTS = (
     *("datasets", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"),
-    *("llm_pretrain.train.command", "llm_pretrain.train.session"),
+    *("llm_pretrain.train.command", "llm_pretrain.train.session", "torchao.float8"),
 )
-"""What a training process imports, some of it late."""
+"""What a training process imports, some of it late, the last only for FP8."""
 
 _PORTS = range(20000, 30000)
 """Below those that the kernel gives to connections, so that only another test could take one."""

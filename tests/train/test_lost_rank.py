@@ -178,7 +178,8 @@ def test_a_rank_that_hangs(
     waits: tuple[int, list[int], str, str] | None,
 ) -> None:
     """`waits`: a rank, those that it waits with, and the function in which it does."""
-    patience = ("engine.timeout=5", "checkpoint.timeout=5")
+    # Enough for the save that must be complete before, on a machine that is busy.
+    patience = ("engine.timeout=12", "checkpoint.timeout=12")
     tried = trial(zygote, 4 if layout else 2, *patience, *layout)
     tried.hit(death, saved)
     if waits is not None:
