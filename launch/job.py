@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from llm_pretrain.errors import (
@@ -20,37 +19,22 @@ FOLDER = "LLM_PRETRAIN_JOB"
 """Variable with the folder in which the batch script keeps account of the job."""
 
 
-@dataclass(frozen=True)
-class TrainJob:
-    """Trains the run in a directory: in this process, or pickled in one of a local executor."""
-
-    path: Path
-    devices: str | None = None
-    """CUDA_VISIBLE_DEVICES; None: all that the machine has."""
-
-    def __call__(self) -> int:
-        """Train it; the exit code. A run that another process trains just now is left to it."""
-        # submitit hides every GPU from a local job that did not ask for some.
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        if self.devices is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.devices
-        return _train(self.path)
-
-
 def main(arguments: Sequence[str]) -> int:
     """`python -m launch.job LIST`, a rank of a job of Slurm: train the run in the line of LIST that
-    this job has in its array; the exit code.
+    this job has in its array; the exit code. `python -m launch.job --run PATH`: train that one.
 
     No pickle, which Python in a container might not read, and which submitit puts into place only
     after Slurm has the job: a submitter that is killed then would leave a job without its task.
     """
+    if arguments[0] == "--run":
+        return train_run(Path(arguments[1]))
     runs = Path(arguments[0]).read_text().splitlines()
     path = Path(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))])
     account = Path(os.environ[FOLDER])
     first = os.environ["SLURM_PROCID"] == "0"
     if first:
         _open_account(account, path)
-    code = _train(path, _patience())
+    code = train_run(path, _patience())
     # From here on a signal could only spoil the exit code of work that is done.
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT):
         signal.signal(number, signal.SIG_IGN)
@@ -60,9 +44,15 @@ def main(arguments: Sequence[str]) -> int:
     return EXIT_OK if code == EXIT_CONTINUE else code
 
 
-def _train(path: Path, patience: float = 0.0) -> int:
+def train_run(path: Path, patience: float = 0.0) -> int:
+    """Train the run at `path` in this process; the exit code.
+
+    A run that another process trains just now is left to it. `patience`: seconds to wait for that
+    one to end.
+    """
+
     def train(_: Sequence[str]) -> int:
-        from llm_pretrain.train.start import train_here  # noqa: PLC0415  (unpickling is cheap)
+        from llm_pretrain.train.start import train_here  # noqa: PLC0415  (torch)
 
         try:
             return train_here(path, patience=patience)

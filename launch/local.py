@@ -1,16 +1,16 @@
 """Train runs on this machine: one after the other in this process, or several at a time."""
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import submitit
-from submitit.core.utils import UncompletedJobError
-
-from launch.job import TrainJob
+from launch.job import train_run
 from llm_pretrain.errors import EXIT_BAD_INPUT, EXIT_CONTINUE, EXIT_OK
+from llm_pretrain.train.interrupt import StopFlag, watch
 
 _POLL_SECONDS = 0.2
 
@@ -27,30 +27,43 @@ def run_all(paths: Sequence[Path], jobs: int) -> int:
         return EXIT_OK
     if jobs == 1 or len(paths) <= 1:
         return _one_by_one(paths)
-    codes: list[int] = []
-    waiting = list(paths)
-    active: list[tuple[Path, submitit.Job[int]]] = []
-    while waiting or active:
-        while waiting and len(active) < jobs:
-            slot = len(paths) - len(waiting)
-            active.append((waiting[0], _submit(waiting.pop(0), jobs, _devices(slot))))
-        done = [(path, job) for path, job in active if job.done()]
-        active = [pair for pair in active if pair not in done]
-        codes += [_result(path, job) for path, job in done]
-        if EXIT_CONTINUE in codes:
-            waiting.clear()
-        time.sleep(_POLL_SECONDS)
+    with watch() as stop:
+        codes = _several(paths, jobs, stop)
     return EXIT_BAD_INPUT if EXIT_BAD_INPUT in codes else max(codes, default=EXIT_OK)
 
 
 def _one_by_one(paths: Sequence[Path]) -> int:
     worst = EXIT_OK
     for path in paths:
-        code = TrainJob(path, os.environ.get("CUDA_VISIBLE_DEVICES"))()
+        code = train_run(path)
         worst = max(worst, code)
         if code == EXIT_CONTINUE:
             break
     return worst
+
+
+def _several(paths: Sequence[Path], jobs: int, stop: StopFlag) -> list[int]:
+    """Each in a process of its own, which a stop is passed on to; their exit codes."""
+    codes: list[int] = []
+    waiting = list(paths)
+    active: list[tuple[Path, subprocess.Popen[bytes]]] = []
+    stopped = False
+    while waiting or active:
+        if stop.by and not stopped:
+            stopped = True
+            waiting.clear()
+            for _, process in active:
+                process.send_signal(signal.SIGTERM)
+        while waiting and len(active) < jobs:
+            slot = len(paths) - len(waiting)
+            active.append((waiting[0], _start(waiting.pop(0), jobs, _devices(slot))))
+        done = [(path, process) for path, process in active if process.poll() is not None]
+        active = [pair for pair in active if pair not in done]
+        codes += [_result(path, process.returncode) for path, process in done]
+        if EXIT_CONTINUE in codes:
+            waiting.clear()
+        time.sleep(_POLL_SECONDS)
+    return [*codes, EXIT_CONTINUE] if stopped else codes
 
 
 def _devices(slot: int) -> str | None:
@@ -65,24 +78,34 @@ def _devices(slot: int) -> str | None:
     return names[slot % len(names)] if names else visible
 
 
-def _submit(path: Path, jobs: int, devices: str | None) -> "submitit.Job[int]":
-    executor = submitit.LocalExecutor(folder=path / "jobs")
-    executor.update_parameters(timeout_min=7 * 24 * 60)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    previous = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = previous or str(threads)
-    try:
-        return executor.submit(TrainJob(path, devices))
-    finally:
-        if previous is None:
-            del os.environ["OMP_NUM_THREADS"]
+def _start(path: Path, jobs: int, devices: str | None) -> "subprocess.Popen[bytes]":
+    """A process that trains the run, out of reach of the terminal's Ctrl-C, which is passed on."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    if devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = devices
+    log = _log(path)
+    log.parent.mkdir(exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "launch.job", "--run", str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
 
 
-def _result(path: Path, job: "submitit.Job[int]") -> int:
-    try:
-        code: int = job.result()
-    except UncompletedJobError as error:
-        print(f"error: {path}: its process ended ({error})", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    print(f"{path}: {'finished' if code == EXIT_OK else f'exit code {code}'}", file=sys.stderr)
-    return code
+def _log(path: Path) -> Path:
+    return path / "jobs" / "local.log"
+
+
+def _result(path: Path, code: int) -> int:
+    words = {EXIT_OK: "finished", EXIT_CONTINUE: "stopped; run it again to go on"}
+    print(f"{path}: {words.get(code, f'exit code {code}; see {_log(path)}')}", file=sys.stderr)
+    if code not in words:
+        last = _log(path).read_text(errors="replace").strip().splitlines()[-1:]
+        print(*last, sep="\n", file=sys.stderr)
+    # Ended by a signal: as bad as any error, whatever the signal's number.
+    return code if code >= 0 else EXIT_BAD_INPUT

@@ -16,6 +16,7 @@ _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns 
   llm-pretrain status RUNS                            how runs and their jobs stand
   llm-pretrain tree   RUNS                            who came from whom, and how each stands
   llm-pretrain report RUNS                            write an HTML page about the runs
+  llm-pretrain study  plan|apply|watch|fit|report study=NAME   sizes x horizons, and their law
   llm-pretrain export RUN FOLDER [step=N]             write Hugging Face Llama weights
   llm-pretrain average RUN FOLDER steps=[N,N]|last=K  the same of a mean of checkpoints
   llm-pretrain estimate [KEY=VALUE ...]               memory, traffic and speed of a run to come
@@ -25,7 +26,7 @@ _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns 
   llm-pretrain theory bound|transfer|extend|compare   what the theory says about learning rates
   llm-pretrain reanalyse RUNS.json                    published logs against theory and predictor
 
-'llm-pretrain train --help', 'branch', 'estimate' and 'bench --help' explain every KEY.
+'llm-pretrain train --help', 'branch', 'study', 'estimate' and 'bench --help' explain every KEY.
 Exit codes: 0 done, 1 another rank was lost, 2 bad input, 3 estimate: it does not fit, 75 stopped on
 request and saved: run it again to go on."""
 
@@ -43,6 +44,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         "status": _status,
         "tree": _tree,
         "report": _report,
+        "study": _study,
         "export": _export,
         "average": _average,
         "estimate": _estimate,
@@ -96,6 +98,17 @@ def _report(arguments: Sequence[str]) -> int:
     from llm_pretrain.report.command import report
 
     return report(arguments)
+
+
+def _study(arguments: Sequence[str]) -> int:
+    if not arguments or any(a in ("--help", "-h") for a in arguments):
+        from llm_pretrain.config.help import study_help
+
+        print(study_help())
+        return EXIT_OK
+    from llm_pretrain.study.command import study
+
+    return study(arguments)
 
 
 def _export(arguments: Sequence[str]) -> int:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from llm_pretrain.branch.extend import propose
 from llm_pretrain.branch.forecast import forecast
-from llm_pretrain.branch.plan import Branch
 from llm_pretrain.branch.reconcile import Look, apply, compare, wanted
 from llm_pretrain.branch.show import show
 from llm_pretrain.branch.watch import Watcher
@@ -15,7 +14,7 @@ from llm_pretrain.config.compose import compose_branch, override
 from llm_pretrain.config.rules import check_branch_spec
 from llm_pretrain.config.schema import BranchArgs, BranchSpec
 from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean
-from llm_pretrain.runs import Run, Seen
+from llm_pretrain.runs import Run
 from llm_pretrain.train.start import check_launch, launch_all
 
 _BY = {"both": "", "rate": "lower rate", "cooldown": "longer cooldown"}
@@ -35,24 +34,26 @@ def branch(arguments: Sequence[str]) -> int:
     if action not in _ACTIONS:
         raise UserError(f"branch {action}: no such command; {did_you_mean(action, _ACTIONS)}")
     # `branch watch RUN` reads better than with parent=, and nothing else has no equals sign.
-    asked = compose_branch([o if "=" in o or i else f"parent={o}" for i, o in enumerate(overrides)])
+    named = [o if "=" in o or i else f"parent={o}" for i, o in enumerate(overrides)]
+    asked = compose_branch(named)
     if asked.parent is None:
         raise UserError("parent: missing; name the run to branch from: parent=runs/demo")
     place = Path(asked.parent)
     parent = Run.open(place if place.name not in ("", "..") else place.resolve())
     branches, cluster = wanted(parent, _specs(parent, asked)), _cluster(parent, asked)
+    places = [parent.path, *(branch.path for branch in branches)]
     if action == "watch":
         check_launch(cluster)
         start = partial(launch_all, cluster=cluster)
         watcher = Watcher(
             parent,
             branches,
-            look=lambda: look(parent, branches),
+            look=lambda: Look.at(places),
             foresee=lambda due: forecast(parent, due).recorded,
             launch=start,
         )
         return watcher.watch(seconds)
-    rows = compare(parent, branches, look(parent, branches))
+    rows = compare(parent, branches, Look.at(places))
     expected = forecast(parent, branches)
     show(parent, rows, expected)
     if action == "plan":
@@ -79,17 +80,6 @@ def _every(arguments: Sequence[str]) -> tuple[list[str], float]:
             raise UserError(f"--every: '{text}' is no number of seconds; use 30, for example")
         seconds = float(text)
     return kept, seconds
-
-
-def look(parent: Run, branches: Sequence[Branch]) -> Look:
-    """What there is; a scheduler is asked about runs that were handed to it."""
-    runs = {branch.path: Seen(branch.path) for branch in branches if Run.exists(branch.path)}
-    jobs = [job for job in (run.job for run in (parent, *runs.values())) if job is not None]
-    if not jobs:
-        return Look(runs, lambda run: run.status)
-    from launch.queue import Queue  # noqa: PLC0415  (nothing of Slurm for local work)
-
-    return Look(runs, Queue.ask(jobs).status)
 
 
 def _specs(parent: Run, asked: BranchArgs) -> list[BranchSpec]:

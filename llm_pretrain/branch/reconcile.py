@@ -1,7 +1,7 @@
 """Compare the branches that should exist with the run directories; start what is missing."""
 
 import bisect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -40,11 +40,22 @@ Status = Callable[[Run], str]
 
 @dataclass(frozen=True)
 class Look:
-    """What there is of branches at one time; no file is read twice for it."""
+    """What there is of runs at one time; no file is read twice for it."""
 
     runs: dict[Path, Seen]
     """Those that have a directory, by its path."""
     status: Status
+
+    @classmethod
+    def at(cls, places: Iterable[Path]) -> "Look":
+        """What there is at these places; a scheduler is asked about runs handed to it."""
+        runs = {path: Seen(path) for path in places if Run.exists(path)}
+        jobs = [job for job in (run.job for run in runs.values()) if job is not None]
+        if not jobs:
+            return cls(runs, lambda run: run.status)
+        from launch.queue import Queue  # noqa: PLC0415  (nothing of Slurm for local work)
+
+        return cls(runs, Queue.ask(jobs).status)
 
 
 def wanted(parent: Run, specs: Sequence[BranchSpec]) -> list[Branch]:

@@ -10,6 +10,9 @@ from llm_pretrain.duration import Duration, steps
 from llm_pretrain.errors import UserError
 from llm_pretrain.schedule.clock import TokenClock
 
+BEST = "val_loss_average"
+"""In a row of metrics, the smallest of the averages' losses, beside theirs."""
+
 
 @dataclass(config=RULES)
 class AverageConfig:

@@ -59,15 +59,22 @@ def compose(
 
 
 def compose_branch(overrides: Sequence[str]) -> schema.BranchArgs:
-    """Compose conf/branch.yaml; overrides that belong to the training config become the spec's."""
+    """Compose conf/branch.yaml with `overrides`. Raises UserError for anything wrong in them."""
+    return compose_command("branch", overrides, schema.BranchArgs)
+
+
+def compose_command(
+    name: str, overrides: Sequence[str], cls: type[T], config_dir: Path | None = None
+) -> T:
+    """Compose conf/NAME.yaml into `cls`; overrides of a run's fields become its `overrides`."""
     own: list[str] = []
     rest: list[str] = []
     for text, override in zip(overrides, _parse(overrides), strict=True):
         head = override.key_or_group.split(".")[0]
-        (own if head in _fields(schema.BranchArgs) and head != "overrides" else rest).append(text)
+        (own if head in _fields(cls) and head != "overrides" else rest).append(text)
     check_overrides(rest, schema.TrainConfig)
-    data = _compose("branch", own, schema.BranchArgs)
-    return build(schema.BranchArgs, {**data, "overrides": [*data.get("overrides", []), *rest]})
+    data = _compose(name, own, cls, config_dir)
+    return build(cls, {**data, "overrides": [*data.get("overrides", []), *rest]})
 
 
 def override(config: schema.TrainConfig, overrides: Sequence[str]) -> schema.TrainConfig:
@@ -136,7 +143,8 @@ def check_overrides(
         key, value = item.key_or_group, (item.input_line or "").partition("=")[2]
         if key.startswith("hydra"):
             continue
-        if key in known and "{" not in value:
+        group = key in known and (key in _fields(cls) or key == "experiment")
+        if group and "{" not in value:
             options = known[key]
             for choice in value.split(","):
                 if choice not in (*options, "null", ""):
@@ -150,8 +158,7 @@ def register() -> None:
     """Give Hydra every field with its default, so that `--cfg` shows them all."""
     defaults = schema.to_dict(schema.TrainConfig())
     defaults["data"]["sources"] = {}
-    for computed in ("dir",):
-        defaults["run"].pop(computed)
+    defaults["run"].pop("dir")
     ConfigStore.instance().store(name="train_defaults", node=defaults)
 
 

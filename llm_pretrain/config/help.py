@@ -3,7 +3,7 @@
 import dataclasses
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -12,6 +12,7 @@ from llm_pretrain.config import schema
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose, conf_dir, groups
 from llm_pretrain.config.engine import EngineConfig
+from llm_pretrain.study.config import StudyConfig
 
 _TRAIN = """usage: llm-pretrain train [KEY=VALUE ...] [--config-dir DIR] [Hydra flags]
 
@@ -96,6 +97,22 @@ left out without one. What cannot be read is shown as such and fails nothing.
 Exit codes: 0 fit; 3 not fit, the last line names nodes and checks; 2 bad input; 1 rank 0 is lost.
 torchrun makes 1 of each that is not 0.
 """
+_STUDY = """usage: llm-pretrain study plan|apply|watch|fit|report study=NAME [KEY=VALUE ...]
+                          [--config-dir DIR]
+
+A study is a set of trunks with the branches wanted from them: sizes x methods x horizons x seeds,
+described in conf/study/NAME.yaml. Its runs are in runs/NAME.
+
+plan    shows what exists, what would start and what it costs, against training from scratch
+apply   starts what is missing: trunks first, branches when their checkpoints are there. Here it
+        returns when all is trained; with Slurm when all that can be is submitted. The same command
+        again goes on; with more horizons, trunks are prolonged and only new branches run
+watch   is apply that looks again every 30 seconds, or --every SECONDS, until all has ended
+fit     fits scaling laws to what was measured, with intervals; --json for a program
+report  writes the page runs/NAME/study.html, or --out FILE
+
+Any field of a run may be given beside and is for all runs (see llm-pretrain train --help).
+"""
 _UNREAD_BY_PREFLIGHT = ("cluster.jobs",)
 _ESTIMATED = ("model", "data", "precision", "engine", "cluster")
 _BENCHED = ("model", "optimizer", "data", "precision", "engine")
@@ -115,7 +132,8 @@ def train_help() -> str:
     """Help of `llm-pretrain train`."""
     lines = [_TRAIN, "Groups (choose with GROUP=OPTION):"]
     for group, options in groups().items():
-        lines += _wrap(f"{group}: {', '.join(options)}", "  ")
+        if group != "study":
+            lines += _wrap(f"{group}: {', '.join(options)}", "  ")
     lines.append("\nFields (KEY=VALUE):")
     lines += _describe(schema.TrainConfig, "", skip=("past", "mean_of"))
     return "\n".join(lines)
@@ -125,27 +143,24 @@ def estimate_help() -> str:
     """Help of `llm-pretrain estimate`: the fields that it depends on; any other is allowed."""
     chosen = _chosen("estimate")
     defaults = " ".join(f"{group}={chosen[group]}" for group in _ESTIMATED if group != "data")
-    lines = [_ESTIMATE.format(defaults=defaults), "Groups (choose with GROUP=OPTION):"]
-    for group, options in groups().items():
-        if group in (*_ESTIMATED, "experiment"):
-            lines += _wrap(f"{group}: {', '.join(options)}", "  ")
-    lines.append("\nFields (KEY=VALUE), with the values of conf/estimate.yaml:")
-    others = [f.name for f in dataclasses.fields(schema.TrainConfig) if f.name not in _ESTIMATED]
-    values = compose([], name="estimate")
-    lines += _describe(schema.TrainConfig, "", (*others, *_UNREAD), values)
-    return "\n".join(lines)
+    usage = _ESTIMATE.format(defaults=defaults)
+    return _help_of(usage, _ESTIMATED, ", with the values of conf/estimate.yaml", "estimate")
 
 
 def bench_help() -> str:
     """Help of `llm-pretrain bench`: the fields that it depends on; any other is allowed."""
-    lines = [_BENCH, "Groups (choose with GROUP=OPTION):"]
+    return _help_of(_BENCH, _BENCHED, "", "train")
+
+
+def _help_of(usage: str, read: Sequence[str], values: str, name: str) -> str:
+    """Help of a command that depends on the groups `read`, with the values of conf/`name`.yaml."""
+    lines = [usage, "Groups (choose with GROUP=OPTION):"]
     for group, options in groups().items():
-        if group in (*_BENCHED, "experiment"):
+        if group in (*read, "experiment"):
             lines += _wrap(f"{group}: {', '.join(options)}", "  ")
-    lines.append("\nFields (KEY=VALUE):")
-    others = [f.name for f in dataclasses.fields(schema.TrainConfig) if f.name not in _BENCHED]
-    values = compose([], name="train")
-    lines += _describe(schema.TrainConfig, "", (*others, *_UNREAD), values)
+    lines.append(f"\nFields (KEY=VALUE){values}:")
+    others = [f.name for f in dataclasses.fields(schema.TrainConfig) if f.name not in read]
+    lines += _describe(schema.TrainConfig, "", (*others, *_UNREAD), compose([], name=name))
     return "\n".join(lines)
 
 
@@ -158,6 +173,13 @@ def preflight_help() -> str:
     lines += _wrap(f"run.root=runs  {_docstring(schema.RunConfig, 'root')}", "  ")
     lines += _describe(ClusterConfig, "cluster.", skip=_UNREAD_BY_PREFLIGHT)
     return "\n".join(lines)
+
+
+def study_help() -> str:
+    """Help of `llm-pretrain study`."""
+    options = _wrap(f"study: {', '.join(groups()['study'])}", "  ")
+    fields = _describe(StudyConfig, "study.")
+    return "\n".join([_STUDY, "Studies:", *options, "\nFields (KEY=VALUE):", *fields])
 
 
 def branch_help() -> str:

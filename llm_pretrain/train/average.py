@@ -2,13 +2,10 @@
 
 from collections.abc import Callable
 
-from llm_pretrain.config.average import in_steps
+from llm_pretrain.config.average import BEST, in_steps
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.optim.averaging import Averages, Parts
 from llm_pretrain.schedule.schedule import clock_of
-
-BEST = "val_loss_average"
-"""The smallest of the averages' losses, in a row of metrics beside theirs."""
 
 
 def averages_of(config: TrainConfig, parts: Parts) -> Averages:

@@ -73,13 +73,21 @@ def resume(path: Path, overrides: Sequence[str] = (), *, wait: bool = False) -> 
         return _train(config, path, overrides)
     check_job(config)
     if config != run.config:
-        with run.hold():
-            check_change(run, config)
-            run.rewrite_config(config)
-            if run.record.state == "finished":
-                # Prolonged: it has an end again that it has not reached.
-                run.update(state="interrupted", total=schedule_of(config).total, finished=None)
+        change(run, config)
     return launch_all([run], config.cluster, wait=wait)
+
+
+def change(run: Run, config: TrainConfig) -> None:
+    """Give a run that nobody trains another config, such as a later end.
+
+    Raises UserError when that would change its past, RunInUseError while it is trained.
+    """
+    with run.hold():
+        check_change(run, config)
+        run.rewrite_config(config)
+        if run.record.state == "finished" and not finished(run, config):
+            # Prolonged: it has an end again that it has not reached.
+            run.update(state="interrupted", total=schedule_of(config).total, finished=None)
 
 
 def train_here(path: Path, *, patience: float = 0.0) -> int:

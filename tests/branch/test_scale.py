@@ -1,60 +1,21 @@
 """Comparing many branches: what it costs grows with their number, and with nothing else."""
 
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.records import Job
 from llm_pretrain.runs import Run
+from tests.audit import operations
 from tests.branch.branch_family import compared, family, trunk
 
 Cli = Callable[..., int]
 OPERATIONS = 5
 """On files for a branch that exists: is it there, job.json, run.json, config.yaml; and one more,
 its lock, when it says that it is running."""
-
-
-@contextmanager
-def operations(below: Path) -> Iterator[list[str]]:
-    """Collects what is opened, listed and looked at below a folder."""
-    seen: list[str] = []
-
-    def note(path: object) -> None:
-        if isinstance(path, str | os.PathLike) and os.fspath(path).startswith(str(below)):
-            seen.append(os.fspath(path))
-
-    def noting(function: Callable[..., Any]) -> Callable[..., Any]:
-        def called(path: Any, *arguments: Any, **options: Any) -> Any:
-            note(path)
-            return function(path, *arguments, **options)
-
-        return called
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "stat", noting(os.stat))
-        patch.setattr(os, "lstat", noting(os.lstat))
-        _NOTES.append(note)
-        yield seen
-        _NOTES.remove(note)
-
-
-_NOTES: list[Callable[[object], None]] = []
-"""Who is told by the hook below, which cannot be taken back."""
-
-
-def _hook(event: str, arguments: tuple[object, ...]) -> None:
-    if event in ("open", "os.scandir", "os.listdir"):
-        for note in _NOTES:
-            note(arguments[0])
-
-
-sys.addaudithook(_hook)
 
 
 @pytest.mark.parametrize("jobs", [False, True])

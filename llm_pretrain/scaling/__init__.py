@@ -1,0 +1,1 @@
+"""Scaling laws from final losses: fits, intervals, optima."""

@@ -1,0 +1,1 @@
+"""Studies: sets of runs that one command plans, starts, goes on with, and fits laws to."""

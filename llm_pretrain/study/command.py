@@ -1,0 +1,196 @@
+"""The command `study`: plan, apply, watch, fit, report."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+from pydantic import TypeAdapter
+from rich.console import Console
+
+from llm_pretrain import atomic
+from llm_pretrain.config.arguments import option, split_arguments
+from llm_pretrain.config.cluster import ClusterConfig
+from llm_pretrain.config.compose import compose_command, override
+from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.errors import EXIT_CONTINUE, EXIT_FAILED, EXIT_OK, UserError, did_you_mean
+from llm_pretrain.records import now
+from llm_pretrain.study import show
+from llm_pretrain.study.budget import Budget, budget, check_limits
+from llm_pretrain.study.config import StudyArgs, StudyConfig
+from llm_pretrain.study.expand import Stem, folder, stems
+from llm_pretrain.study.reconcile import Standing, Starter, impossible, survey
+from llm_pretrain.study.results import Found, collect
+from llm_pretrain.study.savings import savings
+from llm_pretrain.terminal import write
+from llm_pretrain.train.start import launch_all
+
+_LOOK_SECONDS = 30.0
+_PIPE_WIDTH = 140
+
+
+class Study:
+    """A study as the command line describes it."""
+
+    def __init__(self, arguments: Sequence[str], config_dir: Path | None) -> None:
+        """Compose and expand it. Raises UserError for what cannot be."""
+        asked = compose_command("study", arguments, StudyArgs, config_dir)
+        self.config: StudyConfig = asked.study
+        self.stems: list[Stem] = stems(asked.study, asked.overrides, config_dir)
+        self.folder = folder(asked.study)
+        self.described: str = yaml.safe_dump(
+            TypeAdapter(StudyArgs).dump_python(asked, mode="json"), sort_keys=False, width=100
+        )
+        self._clusters = [o for o in asked.overrides if o.lstrip("+").startswith("cluster")]
+
+    def cluster(self, config: TrainConfig) -> ClusterConfig:
+        """Where a run is trained: as its config says, but for what the command line says."""
+        return override(config, self._clusters).cluster if self._clusters else config.cluster
+
+    def survey(self) -> list[Standing]:
+        """How its runs stand now."""
+        return survey(self.stems)
+
+    def budget(self, found: Sequence[Standing]) -> Budget:
+        """What it costs. Raises UserError when a run could not be laid out on its cluster."""
+        waiting = Console(stderr=True, quiet=not sys.stderr.isatty())
+        with waiting.status("estimating speeds"):
+            return budget(found, self.cluster)
+
+
+def study(arguments: Sequence[str]) -> int:
+    """Run `llm-pretrain study ARGUMENTS`; the exit code. Raises UserError for bad input."""
+    actions: dict[str, Callable[[Sequence[str]], int]] = {
+        "plan": _plan,
+        "apply": _apply,
+        "watch": _watch,
+        "fit": _fit,
+        "report": _report,
+    }
+    action, *rest = arguments
+    if action not in actions:
+        raise UserError(f"study {action}: no such command; {did_you_mean(action, actions)}")
+    return actions[action](rest)
+
+
+def _read(arguments: Sequence[str]) -> Study:
+    overrides, config_dir, flags = split_arguments(arguments)
+    if flags:
+        raise UserError(f"{flags[0]}: no option of this command; see llm-pretrain study --help")
+    return Study(overrides, config_dir)
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    asked = _read(arguments)
+    show.plan(asked.config, asked.budget(asked.survey()), _console())
+    return EXIT_OK
+
+
+def _apply(arguments: Sequence[str]) -> int:
+    asked = _read(arguments)
+    return _start(asked, once=True, seconds=0.0)
+
+
+def _watch(arguments: Sequence[str]) -> int:
+    rest, text = option(arguments, "--every", "a number of seconds, such as 30")
+    text = text or str(_LOOK_SECONDS)
+    if not text.replace(".", "", 1).isdigit() or float(text) <= 0:
+        raise UserError(f"--every: '{text}' is no number of seconds; use 30, for example")
+    return _start(_read(rest), once=False, seconds=float(text))
+
+
+def _start(asked: Study, *, once: bool, seconds: float) -> int:
+    """Start what can start, again and again; `once`: until nothing starts any more."""
+    found = asked.survey()
+    planned = asked.budget(found)
+    show.plan(asked.config, planned, _console())
+    check_limits(planned, asked.config.limits)
+    if not impossible(found):
+        asked.folder.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(asked.folder / "study.yaml", asked.described)
+    starter, worst = Starter(asked.cluster, launch_all), EXIT_OK
+    while True:
+        started, code = starter.round(found)
+        worst = max(worst, code)
+        if code == EXIT_CONTINUE:
+            return code
+        if not started:
+            if once or not show.under_way(found):
+                break
+            time.sleep(seconds)
+        found = asked.survey()
+    print(show.summary(found))
+    return worst or (EXIT_FAILED if show.failed(found) else EXIT_OK)
+
+
+def _fit(arguments: Sequence[str]) -> int:
+    as_json = "--json" in arguments
+    asked = _read([a for a in arguments if a != "--json"])
+    found = _results(asked)
+    # SciPy takes a while to import.
+    from llm_pretrain.scaling.render import show as show_laws  # noqa: PLC0415
+    from llm_pretrain.study.laws import fits  # noqa: PLC0415
+
+    laws = fits(asked.config, found)
+    if as_json:
+        spent = savings(asked.folder)
+        data = {
+            "study": asked.config.name,
+            "laws": {n: law if isinstance(law, str) else asdict(law) for n, law in laws.items()},
+            "losses": [asdict(one.point) for one in found.measured],
+            "excluded": [asdict(one) for one in found.excluded],
+            "savings": None if spent is None else asdict(spent),
+        }
+        write(json.dumps(data, indent=1) + "\n")
+        return EXIT_OK
+    console = _console()
+    show.results(asked.config, found, console)
+    for label, law in laws.items():
+        console.print(f"\n[bold]Law of {label}[/]", highlight=False)
+        if isinstance(law, str):
+            console.print(law, highlight=False, markup=False)
+        else:
+            show_laws(law, console)
+    show.savings(savings(asked.folder), console)
+    return EXIT_OK
+
+
+def _report(arguments: Sequence[str]) -> int:
+    rest, text = option(arguments, "--out", "the page's path")
+    asked = _read(rest)
+    output = Path(text) if text else asked.folder / "study.html"
+    found = _results(asked)
+    from llm_pretrain.study.laws import fits  # noqa: PLC0415  (as above)
+    from llm_pretrain.study.page import render  # noqa: PLC0415
+
+    planned = asked.budget(asked.survey())
+    laws = fits(asked.config, found)
+    spent = savings(asked.folder)
+    page = render(asked.config, found, planned=planned, laws=laws, spent=spent, made=now())
+    try:
+        atomic.write_text(output, page)
+    except OSError as error:
+        raise UserError(f"--out: {output} cannot be written ({error.strerror})") from error
+    show.results(asked.config, found, _console())
+    print(output)
+    return EXIT_OK
+
+
+def _results(asked: Study) -> Found:
+    found = collect(asked.stems)
+    if not found.measured:
+        raise UserError(
+            f"study={asked.config.name}: nothing has been measured in {asked.folder} yet; train it "
+            f"with llm-pretrain study apply study={asked.config.name}"
+        )
+    return found
+
+
+def _console() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _PIPE_WIDTH)
+    return console

@@ -1,0 +1,24 @@
+"""Which laws a study fits: one for each kind of result that has enough of them."""
+
+from llm_pretrain.errors import UserError
+from llm_pretrain.scaling.laws import Laws, fit
+from llm_pretrain.study.config import StudyConfig, labels
+from llm_pretrain.study.results import Found
+
+
+def fits(study: StudyConfig, found: Found) -> dict[str, Laws | str]:
+    """By the name of the results, the law that the study asks for first; a text says why not."""
+    chosen = study.law or next(
+        (name for method in study.methods.values() for name in method.cooldowns), labels(study)[0]
+    )
+    order = sorted(labels(study), key=lambda label: label != chosen)
+    laws: dict[str, Laws | str] = {}
+    for label in order:
+        points = found.points(label)
+        if not points:
+            continue
+        try:
+            laws[label] = fit(points)
+        except UserError as error:
+            laws[label] = str(error)
+    return laws

@@ -1,0 +1,252 @@
+"""A small study really trained: what it equals, what a second command does, how it goes on."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llm_pretrain.checkpoint.store import CheckpointStore
+from llm_pretrain.config.compose import compose_command
+from llm_pretrain.errors import guarded
+from llm_pretrain.runs import Run
+from llm_pretrain.schedule.schedule import schedule_of
+from llm_pretrain.study.config import StudyArgs
+from llm_pretrain.study.expand import Stem, stems
+from llm_pretrain.study.reconcile import survey
+from llm_pretrain.study.results import collect
+from llm_pretrain.study.savings import reuse_ratio, savings
+from tests.support import CONF, metrics, tiny
+
+Cli = Callable[..., int]
+Apply = Callable[..., int]
+LONGER = "study.horizons=[10 steps, 15 steps, 20 steps, 25 steps]"
+
+
+@pytest.fixture(scope="module")
+def place(corpus: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with runs/tiny, in which everything has been trained once."""
+    here = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINY_CORPUS", str(corpus))
+        patch.chdir(here)
+        assert run("apply", cache) == 0
+        yield here
+
+
+@pytest.fixture
+def study(
+    place: Path, corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
+    """study(ACTION, KEY=VALUE, ...) in that folder."""
+    monkeypatch.setenv("TINY_CORPUS", str(corpus))
+    monkeypatch.chdir(place)
+    return lambda action, *overrides: run(action, cache, *overrides)
+
+
+def run(action: str, cache: Path, *overrides: str) -> int:
+    """The exit code of `llm-pretrain study ACTION` on the tiny study."""
+    from llm_pretrain.cli import dispatch
+
+    where = ["study=tiny", f"--config-dir={CONF}", f"data.cache={cache}"]
+    return guarded(dispatch, ["study", action, *where, *overrides])
+
+
+def expanded(*overrides: str) -> list[Stem]:
+    """The runs of the tiny study."""
+    asked = compose_command("study", ["study=tiny", *overrides], StudyArgs, CONF)
+    return stems(asked.study, asked.overrides, CONF)
+
+
+def content(place: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p): p.read_bytes() for p in sorted(place.rglob("*")) if p.is_file()}
+
+
+def test_every_run_is_there(study: Apply, capsys: pytest.CaptureFixture[str]) -> None:
+    assert study("plan") == 0
+    printed = capsys.readouterr().out
+    assert "apply would start 0 runs now" in printed
+    assert "(measured speed)" in printed
+    assert {p.name for p in Path("runs/tiny").iterdir() if p.is_dir()} == {
+        f"{size}-{rest}"
+        for size in ("small", "large")
+        for rest in (
+            "constant-s0",
+            "constant-s0.8-10.1-sqrt",
+            "constant-s0.12-15.1-sqrt",
+            "constant-s0.16-20.1-sqrt",
+            "cosine-20-s0",
+        )
+    }
+
+
+def test_again_changes_nothing(study: Apply, capsys: pytest.CaptureFixture[str]) -> None:
+    before = content(Path("runs"))
+    assert study("apply") == 0
+    assert content(Path("runs")) == before
+    assert capsys.readouterr().out.splitlines()[-1] == "10 finished"
+
+
+def test_it_is_what_one_would_do_by_hand(
+    study: Apply, cli: Cli, tmp_path: Path, cache: Path
+) -> None:
+    here = tmp_path / "trunk"
+    plan = 'plan=[{ends: ["15 steps"], cooldown: {length: "20%"}}]'
+    asked = tiny(here, f"data.cache={cache}", "schedule.total=20 steps", "eval.every=5 steps", plan)
+    asked += ["average.every=1 steps", "average.windows=[5 steps]"]
+    assert cli("train", *asked) == 0
+    assert cli("branch", "apply", f"parent={here}") == 0
+    branch = tmp_path / "trunk.12-15.1-sqrt"
+    ours = Path("runs/tiny/small-constant-s0.12-15.1-sqrt")
+    assert metrics(ours) == metrics(branch)
+    cosine = tmp_path / "cosine"
+    decays = ["schedule=cosine", "schedule.warmup=5 steps", "schedule.total=20 steps"]
+    asked = tiny(cosine, f"data.cache={cache}", "eval.every=5 steps", *decays, "optimizer.lr=6e-3")
+    assert cli("train", *asked) == 0
+    assert metrics(Path("runs/tiny/small-cosine-20-s0")) == metrics(cosine)
+
+
+def test_results(study: Apply) -> None:
+    found = collect(expanded())
+    assert not found.excluded
+    trunk = {
+        row["step"]: row
+        for row in metrics(Path("runs/tiny/small-constant-s0"))
+        if "val_loss" in row
+    }
+    branch = metrics(Path("runs/tiny/small-constant-s0.12-15.1-sqrt"))[-1]
+    cells = {key: losses[0] for key, losses in found.cells.items()}
+    assert cells["small", "swa", 15] == trunk[15]["val_loss_window_5"]
+    assert cells["small", "wsd", 15] == branch["val_loss"]
+    assert len(cells) == 2 * (3 + 3 + 1)
+    (point,) = [p for p in found.points("cosine") if p.size == "small"]
+    tokens, sequence = 20 * 8 * 32, 32
+    # 2 blocks of 4 matrices of 32 x 32 and 3 of 32 x 64, a head of 512; attention a full square.
+    products = 2 * (2 * (4 * 32 * 32 + 3 * 32 * 64) + 4 * 32 * sequence) + 2 * 32 * 512
+    assert (point.tokens, point.flops) == (tokens, 3 * products * tokens)
+
+
+def test_savings_are_counted_from_the_runs(study: Apply) -> None:
+    found = savings(Path("runs/tiny"))
+    assert found is not None
+    assert [family.cooldowns for family in found.families] == [3, 3]
+    each = (16 + 2 + 3 + 4) * 8 * 32
+    assert [family.needed.tokens for family in found.families] == [each, each]
+    assert found.flops_ratio == pytest.approx(25 / 45, rel=1e-12)
+    assert found.flops_ratio == pytest.approx(reuse_ratio([10, 15, 20], 0.2), rel=1e-12)
+    # Beside them: four steps of each trunk for its averages, and two cosines.
+    assert found.everything.tokens == 2 * (20 + 9 + 20) * 8 * 32
+    assert found.time_ratio is not None
+
+
+def test_pinned_steps_of_the_trunk_are_there(study: Apply) -> None:
+    for size in ("small", "large"):
+        trunk = Run.open(Path(f"runs/tiny/{size}-constant-s0"))
+        assert trunk.pinned() == {8, 12, 16}
+        assert {8, 12, 16} <= set(CheckpointStore(trunk.checkpoints).steps())
+
+
+def test_fit_and_report(study: Apply, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert study("fit") == 0
+    printed = capsys.readouterr().out
+    assert "Law of wsd" in printed
+    assert "took 0.556 of the FLOPs" in printed
+    assert study("fit", "--json") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert len(data["losses"]) == 14
+    page = tmp_path / "page.html"
+    assert study("report", "--out", str(page)) == 0
+    text = page.read_text()
+    for part in ('id="losses"', 'id="law-wsd"', 'id="savings"', 'id="runs"', "small-cosine-20-s0"):
+        assert part in text
+    assert "https://" not in text.partition("</script>")[2]
+
+
+def test_another_run_in_its_place_is_refused(
+    study: Apply, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(Path("runs"))
+    assert study("apply", "optimizer.lr=1e-3") == 2
+    printed = capsys.readouterr().err
+    assert "small-constant-s0 is another run" in printed
+    assert "optimizer.lr: 0.003 -> 0.001" in printed
+    assert content(Path("runs")) == before
+
+
+def test_a_later_horizon_prolongs_the_trunk_and_trains_new_branches_only(
+    study: Apply, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(Path("runs/tiny"))
+    old = {p for p in Path("runs/tiny").iterdir() if p.is_dir()}
+    only = ["study.methods.cosine.only=longest", LONGER]
+    assert study("plan", *only) == 0
+    assert "apply would start 6 runs now" in capsys.readouterr().out
+    assert study("apply", *only) == 0
+    new = {p.name for p in Path("runs/tiny").iterdir() if p.is_dir()} - {p.name for p in old}
+    assert new == {
+        f"{size}-{rest}"
+        for size in ("small", "large")
+        for rest in ("constant-s0.20-25.1-sqrt", "cosine-25-s0")
+    }
+    after = content(Path("runs/tiny"))
+    for path, text in before.items():
+        touched = any(f"{size}-constant-s0/" in path for size in ("small", "large"))
+        if not touched and not path.endswith("study.yaml"):
+            assert after[path] == text, path
+    trunk = Run.open(Path("runs/tiny/small-constant-s0"))
+    assert (trunk.status, trunk.record.step) == ("finished", 25)
+    rows = [row["step"] for row in metrics(trunk.path) if "loss" in row]
+    assert rows == list(range(1, 26))
+    assert len(trunk.record.sessions) == 2
+    # The study as it was before is still all there.
+    assert study("apply") == 0
+    assert schedule_of(Run.open(trunk.path).config).total == 25
+
+
+def test_a_run_that_is_not_there_is_named(study: Apply, tmp_path: Path) -> None:
+    found = collect(expanded("study.seeds=[0,7]"))
+    assert {one.reason for one in found.excluded} == {"not started"}
+    assert len(found.excluded) == 14
+    assert any("s7" in one.run for one in found.excluded)
+
+
+def test_a_diverged_or_unfinished_run_is_named(
+    study: Apply, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.open(Path("runs/tiny/large-cosine-20-s0"))
+    kept = run.metrics_path.read_text()
+    try:
+        cut = [line for line in kept.splitlines() if '"val_loss"' not in line]
+        run.metrics_path.write_text("".join(f"{line}\n" for line in cut))
+        (one,) = collect(expanded()).excluded
+        assert (one.run, one.reason) == ("large-cosine-20-s0", "not evaluated there")
+        run.update(state="failed", reason="the loss is nan at step 9", step=9)
+        (one,) = collect(expanded()).excluded
+        assert one.reason == "unfinished: failed at step 9 of 20 (the loss is nan at step 9)"
+    finally:
+        run.metrics_path.write_text(kept)
+        run.update(state="finished", reason=None, step=20)
+
+
+def test_survey_of_a_trunk_that_is_being_trained(study: Apply) -> None:
+    """A new plan waits for it; nothing is submitted or changed meanwhile."""
+    trunk = Run.open(Path("runs/tiny/small-constant-s0"))
+    longest = "study.horizons=[10 steps, 40 steps]"
+    with trunk.hold():
+        state = trunk.record.state
+        trunk.update(state="running")
+        try:
+            standing = next(s for s in survey(expanded(longest)) if s.stem.path == trunk.path)
+        finally:
+            trunk.update(state=state)
+    assert (standing.action, standing.status) == ("wait", "running")
+    assert "apply again" in standing.reason
+
+
+def test_two_shapes_share_the_trunk() -> None:
+    (stem, *_) = expanded("study.methods.constant.cooldowns.linear={length: 20%, shape: linear}")
+    assert [b.path.name.rpartition(".")[2] for b in stem.branches] == ["1-sqrt"] * 3 + [
+        "linear"
+    ] * 3
+    assert {r.label for r in stem.results} == {"wsd", "linear", "swa"}
