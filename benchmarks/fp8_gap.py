@@ -9,7 +9,6 @@ seeds would differ.
 """
 
 import argparse
-import gc
 import json
 import math
 import statistics
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.result import free_memory
 from llm_pretrain.config.compose import compose
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader
@@ -122,7 +122,7 @@ def train(config: TrainConfig) -> Trained:
 def compare(overrides: Sequence[str], changed: Sequence[str]) -> dict[str, Any]:
     """Train with `overrides`, and with `changed` beside them; the gap, for JSON."""
     first = train(compose(overrides))
-    _free()
+    free_memory()
     other = train(compose([*overrides, *changed]))
     third = len(first.losses) // 3
     size = min(_BLOCK, max(1, third // 2))
@@ -144,13 +144,6 @@ def compare(overrides: Sequence[str], changed: Sequence[str]) -> dict[str, Any]:
             for run in (first, other)
         ],
     }
-
-
-def _free() -> None:
-    torch.compiler.reset()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

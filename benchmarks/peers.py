@@ -10,7 +10,6 @@ Arguments are overrides, such as `model=llama_1b precision=bf16 engine.compile=t
 """
 
 import argparse
-import gc
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from benchmarks.result import Row, plain, ratios, synchronize
+from benchmarks.result import Row, free_memory, plain, ratios, synchronize
 from llm_pretrain.config.compose import compose
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.base import Engine
@@ -141,7 +140,7 @@ def compete(
             for _ in range(turns.rounds):
                 _train(side, batches, turns.block, seen[name])
             del side
-            _free()
+            free_memory()
         return seen
     sides = {name: build() for name, build in builders.items()}
     for name, side in sides.items():
@@ -236,13 +235,6 @@ def _adamw(config: TrainConfig, parameters: Mapping[str, Tensor]) -> torch.optim
         weight_decay=o.weight_decay,
         fused=True,
     )
-
-
-def _free() -> None:
-    torch.compiler.reset()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,8 +20,7 @@ from pathlib import Path
 from unittest import mock
 
 from benchmarks.result import Row, load_average, parser, ratios, report, workplace
-from llm_pretrain.branch.command import look
-from llm_pretrain.branch.reconcile import compare, wanted
+from llm_pretrain.branch.reconcile import Look, compare, wanted
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import compose
 from llm_pretrain.provenance import Code
@@ -66,7 +65,8 @@ def reconcile(trunk: Path) -> float:
     plan = parent.config.plan
     began = time.perf_counter()
     branches = wanted(parent, plan)
-    rows = compare(parent, branches, look(parent, branches))
+    places = [parent.path, *(branch.path for branch in branches)]
+    rows = compare(parent, branches, Look.at(places))
     seconds = time.perf_counter() - began
     if not all(row.action in ("continue", "none") for row in rows):
         raise RuntimeError(f"{trunk}: a branch is not recognised: {rows}")

@@ -4,6 +4,7 @@ A figure is the median of its repetitions, always shown with the smallest and th
 """
 
 import argparse
+import gc
 import json
 import os
 import shlex
@@ -163,6 +164,14 @@ def synchronize() -> None:
     """Wait until the GPU has done what it was asked."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def free_memory() -> None:
+    """Give the device back what a side has left: compiled programs, cycles, cached blocks."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _field(file: Path, key: str) -> str | None:

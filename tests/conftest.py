@@ -14,7 +14,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from tests.ranks.commands import Zygote
 from tests.ranks.commands import zygote as start_zygote
-from tests.support import command, tiny, write_corpus
+from tests.support import command, measure_once, tiny, write_corpus
+
+measure_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,8 +55,12 @@ def zygote(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Z
 
 @pytest.fixture(scope="session")
 def deepspeed_zygote(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """The same with DeepSpeed, whose import takes seconds and changes torch: so apart."""
-    with start_zygote(corpus, tmp_path_factory.mktemp("logs"), "deepspeed") as started:
+    """The same with DeepSpeed, whose import takes seconds and changes torch: so apart. It imports
+    some of itself when it makes an engine."""
+    late = ("module_inject.auto_ep_layer", "runtime.superoffload.superoffload_stage3")
+    late += ("runtime.zero.muon.muon_optimizer", "ops.op_builder.all_ops")
+    modules = ("llm_pretrain.engine.deepspeed", *(f"deepspeed.{name}" for name in late))
+    with start_zygote(corpus, tmp_path_factory.mktemp("logs"), *modules) as started:
         yield started
 
 

@@ -1,5 +1,6 @@
 """What several test files need: a tiny corpus, commands in processes, comparing runs bit by bit."""
 
+import functools
 import json
 import os
 import random
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from llm_pretrain.train import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "tests" / "conf"
@@ -42,6 +45,11 @@ def command(*arguments: str, cwd: Path | None = None, **env: str) -> "subprocess
         timeout=300,
         check=False,
     )
+
+
+def measure_once() -> None:
+    """Let this process measure each peak of the machine once and not in each run: 0.3 s a time."""
+    hardware.measure_matmul = functools.cache(hardware.measure_matmul)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

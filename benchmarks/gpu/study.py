@@ -43,11 +43,12 @@ class Plan:
     """How long the runs are, in steps."""
 
     horizon: int
+    parts: Sequence[float] = PARTS
 
     @property
     def ends(self) -> list[int]:
         """Horizons of the cooldowns."""
-        return [round(part * self.horizon) for part in PARTS]
+        return [round(part * self.horizon) for part in self.parts]
 
     def experiment(self, schedule: str) -> dict[str, Any]:
         """The content of an experiment's file."""
@@ -143,8 +144,9 @@ def _study(sitting: Sitting, place: Path) -> None:
     if planned < _LEAST and not sitting.quick:
         sitting.record(_TRUNK, why=f"the time is enough for {planned} steps only")
         return
+    plan = Plan(planned, PARTS[-1:] if sitting.quick else PARTS)
     for schedule, name in (("constant", "study"), ("cosine", "study_cosine")):
-        _write(conf / "experiment" / f"{name}.yaml", Plan(planned).experiment(schedule))
+        _write(conf / "experiment" / f"{name}.yaml", plan.experiment(schedule))
     runs = f"run.root={place}/runs"
     for name, command in (
         (_TRUNK, _cli("train", *where, "experiment=study", *common, runs)),

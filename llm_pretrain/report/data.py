@@ -10,7 +10,7 @@ from llm_pretrain.records import Record
 from llm_pretrain.schedule.clock import TokenClock
 from llm_pretrain.schedule.schedule import Schedule, clock_of, schedule_of
 
-Kind = Literal["trunk", "branch", "cooldown", "scratch"]
+Kind = Literal["trunk", "branch", "cooldown", "average", "scratch"]
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,13 @@ class RunData:
 
     @property
     def kind(self) -> Kind:
-        """trunk: from step 0, no cooldown; scratch: from step 0 with one; else a branch."""
+        """trunk: from step 0, no cooldown; scratch: from step 0 with one; average: the mean of
+        a run's checkpoints; else a branch."""
         cools = self.schedule.cooldown is not None
         if self.record.parent is None:
             return "scratch" if cools else "trunk"
+        if self.config.mean_of:
+            return "average"
         return "cooldown" if cools else "branch"
 
     @property

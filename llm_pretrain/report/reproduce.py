@@ -21,6 +21,20 @@ def arguments(run: RunData) -> list[str]:
     """The arguments of `llm-pretrain` for that command."""
     if run.record.parent is None:
         return ["train", *run.record.overrides]
+    asked = _average(run) if run.kind == "average" else _trained(run)
+    place = run.parent.path if run.parent else run.path.with_name("PARENT")
+    return ["branch", "apply", f"parent={place}", *asked, *run.record.overrides]
+
+
+def _average(run: RunData) -> list[str]:
+    """What makes the average of a parent's checkpoints again."""
+    before, last = run.config.mean_of[-2:]
+    of, spacing = len(run.config.mean_of), last - before
+    return ["kind=average", f"at=[{last} steps]", f"of={of}", f"spacing={spacing} steps"]
+
+
+def _trained(run: RunData) -> list[str]:
+    """What makes a branch that trains again."""
     cooldown = run.config.schedule.cooldown
     length = cooldown_length(cooldown, run.clock, run.total, run.begin)
     asked = [f"at=[{run.begin} steps]", f"cooldown.length={length} steps"]
@@ -33,8 +47,7 @@ def arguments(run: RunData) -> list[str]:
     rewarmup = run.config.schedule.rewarmup
     if rewarmup.amount:
         asked.append(f"rewarmup={rewarmup}")
-    place = run.parent.path if run.parent else run.path.with_name("PARENT")
-    return ["branch", "apply", f"parent={place}", *asked, *run.record.overrides]
+    return asked
 
 
 def versions(run: RunData) -> str:

@@ -81,10 +81,12 @@ def plural(number: int, noun: str) -> str:
 
 
 def origin(run: RunData) -> str:
-    """Where a run starts: the parent and the step."""
+    """Where a run starts: the parent and the step, or the steps of which it is the average."""
     if run.record.parent is None:
         return "from scratch" if run.kind == "scratch" else "trunk"
     name = run.parent.label if run.parent else f"{run.record.parent.run} (not found)"
+    if run.kind == "average":
+        return f"average of {name} at steps {', '.join(map(count, run.config.mean_of))}"
     return f"{name} at step {count(run.begin)}"
 
 

@@ -10,7 +10,7 @@ just after the given call of a function; one that it stops is killed when the ot
 Modules named on the command line are imported too.
 """
 
-import functools
+import gc
 import importlib
 import json
 import os
@@ -27,14 +27,17 @@ from typing import Any
 import torch
 
 from llm_pretrain.cli import dispatch
+from llm_pretrain.config.compose import compose
 from llm_pretrain.errors import guarded
 from llm_pretrain.train import hardware
+from tests.support import measure_once
 
 _IMPORTS = (
     *("datasets", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"),
     *("llm_pretrain.train.command", "llm_pretrain.train.session", "torchao.float8"),
+    *("torch._inductor.compile_fx", "torch._inductor.codegen.triton"),
 )
-"""What a training process imports, some of it late, the last only for FP8."""
+"""What a training process imports, some of it late, the last three only for FP8 or a compiler."""
 
 _PORTS = range(20000, 30000)
 """Below those that the kernel gives to connections, so that only another test could take one."""
@@ -129,9 +132,14 @@ def main() -> None:
     for module in (*_IMPORTS, *sys.argv[1:]):
         importlib.import_module(module)
     # Four ranks that measure two cores would take longer than their training.
-    hardware.measure_matmul = functools.cache(hardware.measure_matmul)
+    measure_once()
     for dtype in (torch.float32, torch.bfloat16):
         hardware.peak(torch.device("cpu"), dtype)
+    # Hydra's parsers are slow when they read the first of anything.
+    compose([])
+    # Ranks begin with a search for cycles, which would copy every page that holds an object.
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
         pids = start(request)

@@ -93,6 +93,23 @@ def test_branch_command_reproduces_the_branch(tmp_path: Path) -> None:
         assert again.config == run.config
 
 
+def test_an_average_is_called_one(tmp_path: Path) -> None:
+    """In its kind, in the table's words, and in the command that makes it again."""
+    trunk = measure(create(config(tmp_path, "demo")), family.steady_loss)
+    spec = BranchSpec(kind="average", at=[steps(600)], of=3, spacing=steps(150))
+    (made,) = branch(trunk, kind=spec.kind, at=spec.at, of=spec.of, spacing=spec.spacing)
+    _, run = collect(tmp_path).runs
+    assert (run.path, run.kind) == (made.path, "average")
+    assert words.origin(run) == "average of demo at steps 300, 450, 600"
+    name, action, *overrides = reproduce.arguments(run)
+    assert (name, action) == ("branch", "apply")
+    asked = compose_branch(overrides)
+    again = BranchSpec(kind=asked.kind, at=asked.at, of=asked.of, spacing=asked.spacing)
+    assert again == spec
+    (twin,) = expand(Origin(trunk.config, trunk.record.id, trunk.path), again)
+    assert twin.config == run.config
+
+
 def test_trunk_command_is_what_was_asked(tmp_path: Path) -> None:
     create(config(tmp_path, "demo"), ["experiment=demo", "schedule.total=600 steps"])
     (run,) = collect(tmp_path).runs

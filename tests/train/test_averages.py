@@ -1,6 +1,5 @@
 """Averages in real runs: after stops, in branches, on ranks, beside the raw weights."""
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from llm_pretrain.train.loop import Trainer
 from tests.ranks.commands import Zygote
 from tests.support import CONF, assert_same_bits, assert_same_run, metrics, tensors
 
@@ -18,21 +16,6 @@ ON = (
     "average.windows=[10 steps,20 steps]",
     "average.half_lives=[6 steps]",
 )
-
-
-@pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """Raise a real SIGTERM in this process when a step is done."""
-    original = Trainer._after
-    target: list[int | None] = [None]
-
-    def after(self: Trainer, step: int, *values: Any) -> None:
-        original(self, step, *values)
-        if step == target[0]:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Trainer, "_after", after)
-    return lambda step: target.__setitem__(0, step)
 
 
 def test_they_leave_the_run_as_it_is(train: Train, tmp_path: Path) -> None:

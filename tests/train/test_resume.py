@@ -1,31 +1,13 @@
 """Interrupted equals uninterrupted, to the last bit, at any step, for trunks and branches."""
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from llm_pretrain.train.loop import Trainer
 from tests.support import assert_same_run, metrics, record
 
 Train = Callable[..., int]
-
-
-@pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """Raise a real SIGTERM in this process when a step is done."""
-    original = Trainer._after
-    target: list[int | None] = [None]
-
-    def after(self: Trainer, step: int, *values: Any) -> None:
-        original(self, step, *values)
-        if step == target[0]:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Trainer, "_after", after)
-    return lambda step: target.__setitem__(0, step)
 
 
 @pytest.mark.parametrize("step", [1, 7, 10, 39])
