@@ -28,7 +28,7 @@ _READERS = {
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Raise UserError when the rule does not fit its fields, the schedule, engine or model."""
+    """Raise UserError when the rule does not fit its fields, the schedule or model."""
     optimizer = config.optimizer
     _check_readers(optimizer)
     for field in ("average_after", "anneal", "slow_warmup", "project"):
@@ -45,7 +45,6 @@ def check_optimizer(config: TrainConfig) -> None:
             f"optimizer.interpolation_end: {optimizer.interpolation_end:g} is below "
             f"interpolation={optimizer.interpolation:g}; it is to rise"
         )
-    _check_engine(config)
     _check_projection(config)
 
 
@@ -119,25 +118,6 @@ def _check_schedule(config: TrainConfig) -> None:
 
 def _cools(cooldown: CooldownConfig) -> bool:
     return not isinstance(cooldown.length, Duration) or cooldown.length.amount > 0
-
-
-def _check_engine(config: TrainConfig) -> None:
-    """Raise UserError for what cannot be done on ZeRO's flat pieces of several parameters."""
-    optimizer = config.optimizer
-    if config.engine.name != "deepspeed":
-        return
-    if optimizer.name != "adamw" or optimizer.corrected_decay:
-        asked = "name" if optimizer.name != "adamw" else "corrected_decay"
-        raise UserError(
-            f"optimizer.{asked}: {getattr(optimizer, asked)} counts, sums or looks at whole "
-            "matrices, and engine=deepspeed hands a rule flat pieces of them, some at a time; use "
-            "engine=fsdp, or plain optimizer=adamw"
-        )
-    if optimizer.project.amount:
-        raise UserError(
-            f"optimizer.project: '{optimizer.project}' needs whole matrices, and engine=deepspeed "
-            "cuts them into flat pieces; use engine=fsdp"
-        )
 
 
 def _check_projection(config: TrainConfig) -> None:

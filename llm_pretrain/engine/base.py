@@ -43,6 +43,10 @@ class Engine(Protocol):
         """Of each block's output in this rank's last pass (L,), if config.logger asks for it."""
         ...
 
+    def rates(self) -> dict[str, torch.Tensor]:
+        """Of the last step: see `optim.base.Rule.rates`."""
+        ...
+
     def parts(self) -> Parts:
         """This rank's own part of the parameters, for averages of them."""
         ...

@@ -1,8 +1,10 @@
 """DeepSpeed's ZeRO, stages 1 to 3, with moments and parameters in host memory if asked."""
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,14 +12,17 @@ from torch import Tensor, nn
 
 from llm_pretrain.config.schema import PrecisionConfig, TrainConfig
 from llm_pretrain.engine import fp8
-from llm_pretrain.engine.base import State, saved_names
+from llm_pretrain.engine.base import State
 from llm_pretrain.engine.blank import blank_model
 from llm_pretrain.engine.inputs import Inputs
 from llm_pretrain.engine.precision import autocast
 from llm_pretrain.engine.zero_config import require_deepspeed, zero_config
+from llm_pretrain.engine.zero_parts import ZeroParts
+from llm_pretrain.engine.zero_pieces import Handle, Pieces
+from llm_pretrain.engine.zero_state import ZeroState
 from llm_pretrain.model.transformer import Transformer
-from llm_pretrain.optim.adamw import build_adamw
 from llm_pretrain.optim.averaging import Parts
+from llm_pretrain.optim.build import Lengths, build_rule
 from llm_pretrain.world import World
 
 
@@ -46,51 +51,66 @@ class DeepSpeedEngine:
         Raises UserError when DeepSpeed is missing or too old.
         """
         require_deepspeed()
-        self._world, self._end_of_text = world, end_of_text
+        self._config, self._world, self._end_of_text = config, world, end_of_text
         deepspeed = _set_up(config, world)
-        # It imports deepspeed, which must be set up before.
-        from llm_pretrain.engine.zero_state import ZeroState  # noqa: PLC0415
-
         # Nothing here draws from the global generators, but what they hold is part of a checkpoint.
         torch.manual_seed(config.run.seed)
         model = _hollow_model(config, world.device)
-        # Before stage 3 takes away the shapes, which decide what is decayed.
-        self._optimizer = build_adamw(model, config.optimizer)
         settings = zero_config(config, world.device.type)
         values = model.initial_values(config.run.seed) if fresh else _no_values(model)
         _fill(model, values, deepspeed, settings)
-        self._model, self._precision = model, config.precision
+        self._model, handle = model, Handle(model.parameters())
         self._engine = deepspeed.initialize(
             model=_Losses(model, config.precision, world.device),
-            optimizer=self._optimizer,
+            optimizer=handle,
             config=settings,
             dist_init_required=False,
         )[0]
-        self._state = ZeroState(
-            self._engine.optimizer, self._optimizer, dict(model.named_parameters()), world
-        )
+        zero = self._engine.optimizer
+        pieces = Pieces(zero, dict(model.named_parameters()), world.rank)
+        named, total = pieces.named.items(), ZeroState.total
+        self.rule = build_rule(named, config.optimizer, Lengths.of(config), total=total)
+        handle.update = partial(pieces.update, rule=self.rule)
+        self._state = ZeroState(self.rule, pieces, world)
+        self._loss: Tensor | None = None
         self._broken = False
 
     def forward_backward(self, tokens: Tensor, *, weight: float, last: bool) -> Tensor:
         """See Engine."""
+        self._state.train()
         self._engine.set_gradient_accumulation_boundary(last)
         loss: Tensor = self._losses(tokens, mean=True) * weight
         self._engine.backward(loss, scale_wrt_gas=False)
-        return loss.detach()
+        loss = loss.detach()
+        if self.rule.needs_loss:
+            self._loss = loss if self._loss is None else self._loss + loss
+        return loss
 
     def step(self, lr: float) -> Tensor:
         """See Engine."""
-        for group in self._optimizer.param_groups:
+        for group in self.rule.param_groups:
             group["lr"] = lr
+        self.rule.given(loss=self._loss, clipped=self._clipped)
+        self._loss = None
         self._engine.step()
         self._broken |= not self._engine.was_step_applied()
         norm = float("inf") if self._broken else self._engine.get_global_grad_norm()
         return torch.as_tensor(norm, dtype=torch.float32, device=self._world.device)
 
+    def _clipped(self) -> Tensor | None:
+        """The factor that DeepSpeed has multiplied the gradients by."""
+        clip = self._config.optimizer.grad_clip
+        if clip <= 0:
+            return None
+        # Private: the public one is set after the update.
+        norm = torch.as_tensor(self._engine.optimizer._global_grad_norm)
+        return 1 / ((norm + 1e-6) / clip).clamp(min=1.0)
+
     @torch.no_grad()
     def evaluate(self, tokens: Tensor) -> Tensor:
         """See Engine."""
-        with fp8.unchanged(self._model, self._precision):
+        self._state.evaluate()
+        with fp8.unchanged(self._model, self._config.precision):
             return self._losses(tokens, mean=False).mean(dim=1)
 
     def _losses(self, tokens: Tensor, *, mean: bool) -> Tensor:
@@ -101,22 +121,23 @@ class DeepSpeedEngine:
         """See Engine."""
         return self._model.kurtosis
 
+    def rates(self) -> dict[str, Tensor]:
+        """See Engine."""
+        return self.rule.rates()
+
     def parts(self) -> Parts:
         """See Engine."""
-        from llm_pretrain.engine.zero_parts import ZeroParts  # noqa: PLC0415  (as above)
-
         return ZeroParts(self._state)
 
     def state(self) -> State:
         """See Engine."""
-        return {**self._state.state(), **fp8.state(self._model, self._precision)}
+        return {**self._state.state(), **fp8.state(self._model, self._config.precision)}
 
     def load(self, fill: Callable[[State], None], saved: Collection[str] | None = None) -> bool:
         """See Engine."""
-        whole = saved is None or saved_names({"optimizer": self.state()["optimizer"]}) <= set(saved)
-        self._state.load(fp8.loading(self._model, self._precision, fill), with_moments=whole)
-        self._broken = False
-        return whole
+        filling = fp8.loading(self._model, self._config.precision, fill)
+        self._broken, self._loss = False, None
+        return self._state.load(filling, saved)
 
 
 class _Losses(nn.Module):
@@ -148,8 +169,15 @@ def _set_up(config: TrainConfig, world: World) -> Any:
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     # Otherwise it compiles a C++ extension for shared memory at the first use, for nearly a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.addFilter(_wanted)
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     return deepspeed
+
+
+def _wanted(record: logging.LogRecord) -> bool:
+    """Whether a line of DeepSpeed's log is news: it calls each optimizer that is not its own
+    untested, and ours is a handle."""
+    return "untested optimizer" not in record.getMessage()
 
 
 def _hollow_model(config: TrainConfig, device: torch.device) -> Transformer:

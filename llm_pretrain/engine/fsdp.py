@@ -104,6 +104,10 @@ class FsdpEngine:
         """See Engine."""
         return self.model.kurtosis
 
+    def rates(self) -> dict[str, torch.Tensor]:
+        """See Engine."""
+        return self.rule.rates()
+
     def parts(self) -> Parts:
         """See Engine."""
         return Plain(self._parameters)

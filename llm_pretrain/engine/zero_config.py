@@ -108,7 +108,7 @@ def _stage3(config: TrainConfig) -> dict[str, Any]:
     return {
         # Otherwise each product of a weight keeps the gathered weight until its backward pass.
         "memory_efficient_linear": True,
-        # The temporary copy of gradients that an update makes.
+        # The temporary copy of gradients that an update makes, if it can be done piece by piece.
         "sub_group_size": 2 * BUCKET,
         "stage3_param_persistence_threshold": model.width,
         "stage3_model_persistence_threshold": sys.maxsize,

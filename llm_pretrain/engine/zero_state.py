@@ -1,160 +1,119 @@
-"""A training state between ZeRO's flat partitions and named shards that every engine reads."""
+"""A training state between ZeRO's flat pieces and named shards that every engine reads."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from deepspeed import utils
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, empty
 
-from llm_pretrain.engine.base import State
-from llm_pretrain.optim.adamw import make_state
+from llm_pretrain.engine.base import State, saved_names
+from llm_pretrain.engine.zero_pieces import Pieces
+from llm_pretrain.optim.base import Rule
+from llm_pretrain.optim.piece import Piece
 from llm_pretrain.world import World
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ZeroState:
-    """Parameters, moments and step counts of a ZeRO optimizer, each tensor cut by its rows.
+    """Parameters and what an update rule remembers of them, each tensor cut by its rows.
 
     On the way each device holds one whole tensor at a time. All ranks must ask for the same tensors
     in the same order.
     """
 
-    def __init__(
-        self,
-        zero: Any,
-        optimizer: torch.optim.AdamW,
-        parameters: dict[str, nn.Parameter],
-        world: World,
-    ) -> None:
-        """`zero`: DeepSpeed's wrapper of `optimizer`; `parameters`: by the model's own names."""
-        self._zero, self._optimizer, self.parameters = zero, optimizer, parameters
-        self._world = world
+    def __init__(self, rule: Rule, pieces: Pieces, world: World) -> None:
+        """`rule`: of the pieces."""
+        self._rule, self._pieces, self._world = rule, pieces, world
         self._host = init_device_mesh("cpu", (world.size,))
         self._devices = init_device_mesh(world.device.type, (world.size,))
-        self._partitioned = hasattr(next(iter(parameters.values())), "ds_tensor")
-        """Whether parameters are partitioned too, as at stage 3."""
-        self._make_moments()
+        self._trained: dict[str, Tensor] | None = None
+        """What the pieces hold in training, while they hold what is evaluated."""
+
+    @property
+    def pieces(self) -> Mapping[str, Piece]:
+        """By the model's own names, with the values that are trained."""
+        self.train()
+        return self._pieces.named
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Let the model compute at the point of training, if it does not."""
+        if self._trained is None:
+            return
+        for name, values in self._trained.items():
+            self._pieces.named[name].copy_(values)
+        self._trained = None
+        self._pieces.spread()
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Let the model compute what is evaluated, until `train` or until the pieces are used."""
+        if self._trained is not None or not self._rule.averages:
+            return
+        self._trained = {name: p.detach().clone() for name, p in self._pieces.named.items()}
+        for piece in self._pieces.named.values():
+            piece.copy_(self._rule.readout(piece))
+        self._pieces.spread()
+
+    def written(self) -> None:
+        """Other values are in the pieces."""
+        self._pieces.spread()
 
     def state(self) -> State:
         """A function for each tensor that gives this rank's rows of it."""
-        return {
-            "model": {name: partial(self.part, p) for name, p in self.parameters.items()},
-            "optimizer": {
-                name: {
-                    "step": self._step,
-                    **{moment: partial(self.part, p, moment) for moment in MOMENTS},
-                }
-                for name, p in self.parameters.items()
-            },
-        }
+        model = {name: partial(self._readout, p) for name, p in self.pieces.items()}
+        return {"model": model, **self._of_rule(self.rows)}
 
-    def load(self, fill: Callable[[State], None], *, with_moments: bool) -> None:
-        """Take over the values that `fill` puts into buffers for this rank's rows.
+    def load(self, fill: Callable[[State], None], saved: Collection[str] | None) -> bool:
+        """See Engine. `fill` gets buffers for this rank's rows."""
+        names = saved_names(self._of_rule(self.rows))
+        whole = saved is None or names <= set(saved)
+        # What is read out follows from the point at which training goes on.
+        point = whole and self._rule.averages
+        model = {} if point else {n: self.buffer(p) for n, p in self.pieces.items()}
+        mine = self._of_rule(lambda piece, _: self.buffer(piece)) if whole else {}
+        fill({"model": model, **mine})
+        for name, piece in self.pieces.items():
+            state = mine["optimizer"].pop(name) if whole else {}
+            self.take(piece, state.pop("point") if point else model.pop(name), piece)
+            for key, kept in self._rule.state[piece].items() if whole else ():
+                if kept.ndim:
+                    self.take(piece, state.pop(key), kept)
+        if not whole:
+            self._rule.make_state()
+        self.written()
+        return whole
 
-        Without moments, these and the count of updates are 0, as at the start of a run.
-        """
-        buffers: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
-        for name, parameter in self.parameters.items():
-            buffers["model"][name] = self.buffer(parameter)
-            moments = {moment: self.buffer(parameter) for moment in MOMENTS}
-            for value in () if with_moments else moments.values():
-                value.zero_()
-            buffers["optimizer"][name] = {"step": torch.zeros(()), **moments}
-        if with_moments:
-            fill(buffers)
-        else:
-            fill({"model": buffers["model"]})
-        if self._partitioned:
-            # Small parameters are whole between steps; the next forward pass gathers them anew.
-            self._zero.checkpoint_event_prologue()
-        for name, parameter in self.parameters.items():
-            state = buffers["optimizer"].pop(name)
-            # All parameters are updated together, so there is one count.
-            self._set_step(state.pop("step"))
-            self.set(parameter, None, self.whole(buffers["model"].pop(name)))
-            for moment in MOMENTS:
-                self.set(parameter, moment, self.whole(state.pop(moment)))
+    def _of_rule(self, leaf: Callable[[Piece, Tensor], Any]) -> State:
+        """What the update rule remembers, and where training goes on if that is elsewhere."""
+        own: dict[str, Any] = {}
+        for name, piece in self.pieces.items():
+            state = self._rule.state[piece]
+            own[name] = {k: leaf(piece, t) if t.ndim else t for k, t in state.items()}
+            if self._rule.averages:
+                own[name]["point"] = leaf(piece, piece)
+        shared = self._rule.shared
+        return {"optimizer": own, **({"rule": dict(shared)} if shared else {})}
 
-    @contextmanager
-    def as_moment(self, name: str, values: Sequence[Tensor]) -> Iterator[None]:
-        """Inside, tensors like those of `flat` are a moment of the parameters called `name`."""
-        states = [self._optimizer.state[flat] for flat in self.flat]
-        for state, value in zip(states, values, strict=True):
-            state[name] = value
-        self._link(states)
-        try:
-            yield
-        finally:
-            for state in states:
-                del state[name]
-            self._link(states)
+    def _readout(self, piece: Piece) -> DTensor:
+        return self._rows(piece, self._rule.readout(piece))
 
-    def _link(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """Tell the parameters of stages 1 and 2 which moments there are."""
-        if not self._partitioned:
-            for group, flat, state in zip(self._zero.bit16_groups, self.flat, states, strict=True):
-                for parameter in group:
-                    if parameter._hp_mapping is not None:
-                        parameter._hp_mapping.set_optim_state_fragment(flat, state)
+    def rows(self, piece: Piece, values: Tensor) -> Callable[[], DTensor]:
+        """What gives this rank's rows of a tensor of which each rank has `values` like its
+        piece."""
+        return partial(self._rows, piece, values)
 
     @torch.no_grad()
-    def spread(self) -> None:
-        """Bring the values of `flat` to the tensors that the model computes with."""
-        zero = self._zero
-        if not self._partitioned:
-            zero.update_lp_params()
-            return
-        zero.checkpoint_event_prologue()
-        for computed, flat in zip(zero.fp16_partitioned_groups_flat, self.flat, strict=True):
-            computed.data.copy_(flat.data)
-
-    def _make_moments(self) -> None:
-        """Create the optimizer's state, which torch does in the first update only."""
-        groups = self._optimizer.param_groups
-        if self._partitioned:
-            # DeepSpeed gives the optimizer its parameters for the time of an update only.
-            for index, flat in enumerate(self.flat):
-                groups[self._zero.sub_group_to_group_id[index]]["params"].append(flat)
-        make_state(self._optimizer)
-        if self._partitioned:
-            for group in groups:
-                group["params"] = []
-        else:
-            # Private, but else nothing but an update links parameters to their moments.
-            self._zero._lazy_init_hp_params_optimizer_state()
-
-    @property
-    def flat(self) -> list[Tensor]:
-        """This rank's partitions of the float32 parameters, as the optimizer knows them."""
-        zero = self._zero
-        flat: list[Tensor] = (
-            zero.fp32_partitioned_groups_flat
-            if self._partitioned
-            else zero.single_partition_of_fp32_groups
-        )
-        return flat
-
-    def _step(self) -> Tensor:
-        step: Tensor = self._optimizer.state[self.flat[0]]["step"]
-        return step
-
-    def _set_step(self, step: Tensor) -> None:
-        for flat in self.flat:
-            self._optimizer.state[flat]["step"].copy_(step)
-
-    def part(self, parameter: nn.Parameter, moment: str | None = None) -> DTensor:
-        """This rank's rows of a parameter or of one of its moments."""
-        whole = self._get(parameter, moment)
+    def _rows(self, piece: Piece, values: Tensor) -> DTensor:
+        whole = piece.assemble(values.detach().to(self._world.device), self.total)
         rows = whole.chunk(self._world.size)
         local = rows[self._world.rank] if self._world.rank < len(rows) else whole[:0]
         return DTensor.from_local(
-            local,
+            # Not a view, which would keep the whole tensor.
+            local.clone(),
             self._devices,
             [Shard(0)],
             run_check=False,
@@ -162,61 +121,25 @@ class ZeroState:
             stride=whole.stride(),
         )
 
-    def buffer(self, parameter: nn.Parameter) -> DTensor:
-        return empty(_shape(parameter), device_mesh=self._host, placements=[Shard(0)])
+    def buffer(self, piece: Piece) -> DTensor:
+        """Host memory for this rank's rows."""
+        return empty(piece.whole, device_mesh=self._host, placements=[Shard(0)])
 
-    def whole(self, part: DTensor) -> Tensor:
-        """All rows, on this rank's device."""
-        return DTensor.from_local(
-            part.to_local().to(self._world.device),
+    @torch.no_grad()
+    def take(self, piece: Piece, rows: DTensor, values: Tensor) -> None:
+        """Set `values`, which are like the piece, to what the ranks have as rows."""
+        whole = DTensor.from_local(
+            rows.to_local().to(self._world.device),
             self._devices,
             [Shard(0)],
             run_check=False,
-            shape=part.shape,
-            stride=part.stride(),
-        ).full_tensor()
+            shape=rows.shape,
+            stride=rows.stride(),
+        )
+        values.copy_(piece.own(whole.full_tensor()))
 
-    def _get(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
-        whole: Tensor
-        if moment is not None:
-            whole = utils.safe_get_full_optimizer_state(parameter, moment)
-        elif self._partitioned:
-            whole = utils.safe_get_full_fp32_param(parameter)
-        else:
-            whole = parameter.detach()
-        return whole
-
-    @torch.no_grad()
-    def set(self, parameter: nn.Parameter, moment: str | None, value: Tensor) -> None:
-        """Set the optimizer's copy and, of a parameter, the one that the model computes with."""
-        if self._partitioned:
-            value = _partition(parameter, value, self._world.rank)
-        if moment is not None:
-            self._set_moment(parameter, value, moment)
-        elif self._partitioned:
-            utils.safe_set_local_fp32_param(parameter, value)
-            parameter.ds_tensor.data.copy_(value)  # type: ignore[attr-defined]
-        else:
-            utils.safe_set_full_fp32_param(parameter, value)
-            parameter.data.copy_(value)
-
-    def _set_moment(self, parameter: nn.Parameter, value: Tensor, moment: str) -> None:
-        if self._partitioned:
-            utils.safe_set_local_optimizer_state(parameter, value, moment)
-        else:
-            utils.safe_set_full_optimizer_state(parameter, value, moment)
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    """The shape of the whole parameter, which stage 3 keeps elsewhere."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
-
-
-def _partition(parameter: nn.Parameter, value: Tensor, rank: int) -> Tensor:
-    """Rank's part of the flattened value, filled up with zeros to the size all parts have."""
-    size: int = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-    part = value.new_zeros(size)
-    own = value.flatten()[rank * size : (rank + 1) * size]
-    part[: own.numel()] = own
-    return part
+    @staticmethod
+    def total(tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        dist.all_reduce(tensor)
+        return tensor

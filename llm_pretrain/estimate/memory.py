@@ -3,10 +3,12 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from llm_pretrain.config.average import in_steps
 from llm_pretrain.config.optimizer_rules import SCHEDULE_FREE
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.layout import Layout
 from llm_pretrain.estimate.trace import CATEGORIES, Bytes, Trace
+from llm_pretrain.schedule.schedule import clock_of
 
 GIB = 2**30
 RESERVE = 4 * GIB
@@ -15,8 +17,6 @@ while they run, fragmentation."""
 HOST_RESERVE = 4 * GIB
 """Assumed for a process beside state and checkpoints: Python and torch, which are 0.5 GiB without a
 GPU, CUDA's libraries and context, NCCL's buffers, batches."""
-CHECKPOINT_BYTES = 12
-"""Per parameter: itself and two moments in float32."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,16 @@ def memory_of(trace: Trace, config: TrainConfig, layout: Layout, passes: int) ->
     """Memory of a rank that FSDP trains, or of a single process."""
     layers = config.model.layers
     parameters, moments = trace.parameters(layers), trace.moments(layers)
+    averages = averaged(trace, config)
     state = {**dict.fromkeys(CATEGORIES, 0), "parameters": parameters, "moments": moments}
-    hosted = ("parameters", "gradients", "moments") if config.engine.offload == "all" else ()
+    state["averages"] = averages
+    everything = config.engine.offload == "all"
+    hosted = ("parameters", "gradients", "moments", "averages") if everything else ()
     held, when = peak_of(trace, layers, passes, state, hosted=(*hosted, "offloaded"))
     offloaded: Bytes = {}
     if hosted:
         offloaded = {"parameters": parameters, "gradients": parameters, "moments": moments}
+        offloaded |= {"averages": averages} if averages else {}
     if config.engine.offload_activations:
         # Of every block but the last one.
         offloaded["activations"] = (layers - 1) * trace.waiting
@@ -66,7 +70,14 @@ def saved(trace: Trace, config: TrainConfig) -> int:
     layers = config.model.layers
     # A rule that averages saves the average beside the point where it trains.
     copies = 2 if config.optimizer.name in SCHEDULE_FREE else 1
-    return trace.moments(layers) + copies * trace.parameters(layers)
+    rest = trace.moments(layers) + averaged(trace, config)
+    return rest + copies * trace.parameters(layers)
+
+
+def averaged(trace: Trace, config: TrainConfig) -> int:
+    """Bytes of the averages of this rank's parameters: each is a copy of them in float32."""
+    _, windows, half_lives = in_steps(config.average, clock_of(config))
+    return (len(windows) + len(half_lives)) * trace.parameters(config.model.layers)
 
 
 def peak_of(

@@ -20,6 +20,7 @@ _ROWS = {
     "parameters": "parameters",
     "gradients": "gradients",
     "moments": "moments",
+    "averages": "averages of the parameters",
     "accumulated": "gradients not reduced before the last pass",
     "gathered": "parameters of whole blocks, gradients on their way",
     "activations": "activations",

@@ -16,13 +16,14 @@ from llm_pretrain.estimate.ledger import Ledger, Segment
 from llm_pretrain.estimate.operation import local
 
 CATEGORIES = (
-    *("parameters", "gradients", "moments", "accumulated"),
+    *("parameters", "gradients", "moments", "averages", "accumulated"),
     *("gathered", "activations", "working", "loss", "offloaded"),
 )
-"""What memory holds. accumulated: gradients that the last pass has yet to reduce; gathered:
-parameters of whole blocks, in the type of the products, and gradients on their way; activations:
-what the forward pass keeps; working: what comes and goes within a block; loss: logits and what the
-loss makes of them; offloaded: activations that wait in host memory."""
+"""What memory holds. averages: of the parameters along the run; accumulated: gradients that the
+last pass has yet to reduce; gathered: parameters of whole blocks, in the type of the products, and
+gradients on their way; activations: what the forward pass keeps; working: what comes and goes
+within a block; loss: logits and what the loss makes of them; offloaded: activations that wait in
+host memory."""
 
 Bytes = dict[str, int]
 """Bytes by category."""
@@ -76,6 +77,8 @@ class Trace:
     """Bytes that the update rule keeps of this rank's parameters outside the blocks."""
     block_moments: int
     """The same of one block."""
+    piecewise: bool
+    """Whether the update rule can do a step in several."""
 
     def parameters(self, layers: int) -> int:
         """Bytes of this rank's parameters of a model with so many blocks."""
@@ -140,6 +143,8 @@ def trace(config: TrainConfig, layout: Layout, passes: int, *, grouped: bool) ->
     # An update treats all parameters alike, and those of the other blocks are not traced.
     work = next(s.work for s in ledger.segments if s.name == "update")
     work.traffic *= (rest + block * config.model.layers) / (rest + block * blocks)
+    # Those of Muon, which are of the blocks' matrices.
+    work.products *= config.model.layers / blocks
     stretches = _stretches(ledger, edge)
     first = next(s for s in stretches if s.segment.block == 0)
     waiting = sum(size for kind, size, _ in first.growth if kind == "offloaded" and size > 0)
@@ -153,6 +158,7 @@ def trace(config: TrainConfig, layout: Layout, passes: int, *, grouped: bool) ->
         waiting,
         rest_moments=moments[1],
         block_moments=moments[0],
+        piecewise=engine.rule.piecewise,
     )
 
 

@@ -7,7 +7,7 @@ from math import ceil
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine import zero_config
 from llm_pretrain.engine.layout import Layout
-from llm_pretrain.estimate.memory import CHECKPOINT_BYTES, Memory, peak_of
+from llm_pretrain.estimate.memory import Memory, averaged, peak_of, saved
 from llm_pretrain.estimate.speed import PARTS, Speed, compute_seconds, speed_from
 from llm_pretrain.estimate.trace import CATEGORIES, Bytes, Trace
 from llm_pretrain.estimate.traffic import Flow, Network, Purpose, link_of
@@ -24,6 +24,8 @@ class Sizes:
     """Gathered at a time, at most: two blocks, the next one and the embeddings."""
     largest: int
     """Of the largest tensor."""
+    moments: int
+    """What the update rule keeps of one rank's part."""
 
 
 def sizes_of(trace: Trace, config: TrainConfig, ranks: int) -> Sizes:
@@ -31,7 +33,13 @@ def sizes_of(trace: Trace, config: TrainConfig, ranks: int) -> Sizes:
     whole = trace.rest + trace.block * config.model.layers
     model = config.model
     largest = 4 * model.width * max(model.vocab_size, model.ffn, model.heads * model.head_dim)
-    return Sizes(whole, ceil(whole / ranks), 3 * trace.block + trace.rest, largest)
+    return Sizes(
+        whole=whole,
+        part=ceil(whole / ranks),
+        live=3 * trace.block + trace.rest,
+        largest=largest,
+        moments=ceil(trace.moments(model.layers) / ranks),
+    )
 
 
 def zero_memory(trace: Trace, config: TrainConfig, layout: Layout, passes: int) -> Memory:
@@ -40,7 +48,7 @@ def zero_memory(trace: Trace, config: TrainConfig, layout: Layout, passes: int) 
     device, host = _state(config, sizes, passes)
     cut = ("parameters", "gradients", "moments", *(("gathered",) if partitioned else ()))
     nothing = dict.fromkeys(CATEGORIES, 0)
-    extra = _passing_gradients(config, sizes, passes)
+    extra = _passing_gradients(config, sizes, passes, piecewise=trace.piecewise)
     layers = config.model.layers
     hosted = (*cut, "offloaded")
     held, when = peak_of(trace, layers, passes, nothing, hosted=hosted, gradients=extra)
@@ -48,7 +56,10 @@ def zero_memory(trace: Trace, config: TrainConfig, layout: Layout, passes: int) 
         host["activations"] = (layers - 1) * trace.waiting
     for category, size in device.items():
         held[category] += size
-    return Memory(held, when, host, CHECKPOINT_BYTES // 4 * sizes.part)
+    if averages := ceil(averaged(trace, config) / layout.size):
+        # They are of the copy that a rank updates, and where it is.
+        (held if config.engine.offload == "none" else host)["averages"] = averages
+    return Memory(held, when, host, ceil(saved(trace, config) / layout.size))
 
 
 def _state(config: TrainConfig, sizes: Sizes, passes: int) -> tuple[Bytes, Bytes]:
@@ -60,7 +71,7 @@ def _state(config: TrainConfig, sizes: Sizes, passes: int) -> tuple[Bytes, Bytes
     if engine.zero_stage == 1:
         device["gradients"] = sizes.whole
     # Beside the parameters of the model, each rank has a second copy of its part to update.
-    update = {"parameters": part, "gradients": 0, "moments": 2 * part}
+    update = {"parameters": part, "gradients": 0, "moments": sizes.moments}
     if engine.offload == "none":
         return {c: size + update.get(c, 0) for c, size in device.items()}, {}
     update["gradients"] = part
@@ -80,14 +91,17 @@ def _state(config: TrainConfig, sizes: Sizes, passes: int) -> tuple[Bytes, Bytes
     return device, update
 
 
-def _passing_gradients(config: TrainConfig, sizes: Sizes, passes: int) -> dict[str, int]:
+def _passing_gradients(
+    config: TrainConfig, sizes: Sizes, passes: int, *, piecewise: bool
+) -> dict[str, int]:
     """Bytes of gradients that only some stretches of an update have, by their name."""
     stage, part = config.engine.zero_stage, sizes.part
     if config.engine.offload != "none":
         return {}
     if stage == 3:
-        # An update takes as much as `sub_group_size` at a time.
-        return {"update": min(part, 2 * 4 * zero_config.BUCKET)}
+        # An update copies as much as `sub_group_size` at a time, or all.
+        most = 2 * 4 * zero_config.BUCKET if piecewise else part
+        return {"update": min(part, most)}
     if stage == 1 or passes == 1:
         return {"update": part}
     # A pass collects this rank's part before it is added to that of the passes before.
@@ -95,7 +109,7 @@ def _passing_gradients(config: TrainConfig, sizes: Sizes, passes: int) -> dict[s
 
 
 def zero_flows(trace: Trace, config: TrainConfig, layout: Layout, passes: int) -> list[Flow]:
-    """The exchanges of one update, all of them in float32 and among all ranks."""
+    """The exchanges of one update, all of them among all ranks, and in float32 but for Muon's."""
     if layout.size == 1:
         return []
     stage, size = config.engine.zero_stage, sizes_of(trace, config, layout.size).whole
@@ -110,15 +124,24 @@ def zero_flows(trace: Trace, config: TrainConfig, layout: Layout, passes: int) -
         return Flow(replace(base, name=name), count, count * sent)
 
     if stage == 3:
-        return [
+        flows = [
             flow("ZeRO all-gather, forward", passes, ring),
             flow("ZeRO all-gather, backward", passes, ring),
             flow("ZeRO reduce-scatter", passes, ring),
         ]
-    return [
-        flow("ZeRO all-reduce of gradients", passes if stage == 2 else 1, 2 * ring),
-        flow("ZeRO all-gather of updated parameters", 1, ring),
-    ]
+    else:
+        flows = [
+            flow("ZeRO all-reduce of gradients", passes if stage == 2 else 1, 2 * ring),
+            flow("ZeRO all-gather of updated parameters", 1, ring),
+        ]
+    if config.optimizer.name == "muon":
+        purpose = replace(
+            base, name="Muon's all-reduce of directions", dtype="bfloat16", hidden=False
+        )
+        blocks = trace.block * config.model.layers / size
+        # Seven matrices a block, in half as many bytes, which an all-reduce sends twice.
+        flows.append(Flow(purpose, 7 * config.model.layers, blocks * ring))
+    return flows
 
 
 def zero_speed(
@@ -131,11 +154,13 @@ def zero_speed(
     exchanges: defaultdict[str, float] = defaultdict(float)
     for stretch in trace.order(config.model.layers, passes):
         when = _phase(stretch.segment.name)
-        # The trace is of a process that is alone; here each rank updates its part.
-        share = 1 / layout.size if when == "update" else 1.0
         for part, seconds in compute_seconds(stretch.segment.work, hardware).items():
-            sums[part] += seconds * share
-            busy[when] += seconds * share
+            # The trace is of a process that is alone; here each rank updates its part, but makes
+            # all of Muon's products.
+            divided = when == "update" and part != "products"
+            share = seconds / layout.size if divided else seconds
+            sums[part] += share
+            busy[when] += share
     for flow in zero_flows(trace, config, layout, passes):
         seconds = network.seconds(flow.purpose, flow.bytes) or 0.0
         sums["network"] += seconds

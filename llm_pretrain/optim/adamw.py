@@ -4,15 +4,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from llm_pretrain.config.optimizer import OptimizerConfig
 from llm_pretrain.optim.base import Groups, Rule
+from llm_pretrain.optim.piece import shape_of
 
 
 def decayed(name: str, parameter: torch.Tensor) -> bool:
     """Whether weight decay applies: matrices of blocks and an untied head, not the embedding."""
-    return parameter.ndim >= 2 and not name.startswith("embedding")
+    return len(shape_of(parameter)) >= 2 and not name.startswith("embedding")
 
 
 def decay_groups(named: Iterable[tuple[str, Tensor]], weight_decay: float) -> Groups:
@@ -31,6 +31,8 @@ class AdamW(Rule):
     of lr * weight_decay.
     """
 
+    piecewise = True
+
     def __init__(
         self,
         groups: Groups,
@@ -39,13 +41,13 @@ class AdamW(Rule):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         peak: float | None = None,
-        with_state: bool = True,
     ) -> None:
         """`peak`: the schedule's largest rate, for corrected decay."""
         self._inner = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
         self._peak = peak or lr
-        super().__init__(self._inner.param_groups, self._inner.defaults, with_state=with_state)
+        super().__init__(self._inner.param_groups, self._inner.defaults)
         self._adopt(self._inner)
+        self.make_state()
 
     def _first_state(self, _group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
         return adam_state(parameter)
@@ -64,21 +66,3 @@ def adam_state(parameter: Tensor) -> dict[str, Tensor]:
         "exp_avg": torch.zeros_like(parameter, requires_grad=False),
         "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
     }
-
-
-def build_adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the parameters of `model`; its learning rate is set at each step."""
-    groups = decay_groups(model.named_parameters(), config.weight_decay)
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
-
-
-def make_state(optimizer: torch.optim.AdamW) -> None:
-    """Give every parameter its state, which torch does in the first step only.
-
-    A checkpoint of step 0 and a load need it before.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = adam_state(parameter)

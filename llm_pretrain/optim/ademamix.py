@@ -26,12 +26,12 @@ class AdEMAMix(Rule):
         alpha: float = 8.0,
         slow_warmup: int = 0,
         eps: float = 1e-8,
-        with_state: bool = True,
     ) -> None:
         """`slow_warmup`: in updates; the rest as in OptimizerConfig."""
         self._betas, self._alpha, self._warmup, self._eps = betas, alpha, slow_warmup, eps
         self._k = HostNumber()
-        super().__init__(groups, {"lr": lr, "weight_decay": 0.0}, with_state=with_state)
+        super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
+        self.make_state()
 
     def make_state(self) -> None:
         """See Rule; also starts the rule's own count anew."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-Total = Callable[[Tensor], Tensor]
-"""Sums a small vector over all ranks of the run; it may do so in place."""
+from llm_pretrain.optim.piece import Piece
+
 Groups = list[dict[str, Any]]
 """Parameter groups as torch has them."""
 _BATCH = 2**26
@@ -70,10 +70,12 @@ class Rule(torch.optim.Optimizer, ABC):
 
     needs_loss: ClassVar[bool] = False
     """Whether `update` must be told the loss."""
+    piecewise: ClassVar[bool] = False
+    """Whether a step may be done in several: parameters without gradients take no part, and the
+    rule has no count or sum over all."""
 
-    def __init__(self, groups: Groups, defaults: dict[str, Any], *, with_state: bool) -> None:
-        """`with_state`: make the state now. False where parameters have no memory yet, or where
-        an engine replaces them: call `make_state` then, before the first step."""
+    def __init__(self, groups: Groups, defaults: dict[str, Any]) -> None:
+        """The rules call `make_state` when they are ready for it."""
         super().__init__(groups, defaults)
         self.shared: dict[str, Tensor] = {}
         self.rate: Tensor | float = 0.0
@@ -81,8 +83,6 @@ class Rule(torch.optim.Optimizer, ABC):
         formula made of it (0-dim, on the device)."""
         self._loss: Tensor | None = None
         self._clipped: Tensor | Callable[[], Tensor | None] | None = None
-        if with_state:
-            self.make_state()
 
     @torch.no_grad()
     def make_state(self) -> None:
@@ -135,6 +135,11 @@ class Rule(torch.optim.Optimizer, ABC):
         """The learning rate of all groups."""
         lr: float = self.param_groups[0]["lr"]
         return lr
+
+    def rates(self) -> dict[str, Tensor]:
+        """What the last step's size was beside the learning rate, to be shown: 0-dim tensors on the
+        device, by the names that they have in the metrics."""
+        return {}
 
     def readout(self, parameter: Tensor) -> Tensor:
         """The value to evaluate, export and branch from: a new tensor, or the parameter itself."""
@@ -211,9 +216,11 @@ def copies(tensor: Tensor, plain: int) -> int:
     """How many ranks hold the same values as this one.
 
     A sum over all ranks counts each element once if each rank divides its part by this. The mesh
-    of a DTensor is taken to span all ranks. `plain`: the answer for other tensors: 1 where each
-    rank has its own, as with ZeRO's pieces; the number of ranks where all have the same, as DDP.
+    of a DTensor is taken to span all ranks. `plain`: the answer for whole tensors: the number of
+    ranks that have the same, as with DDP.
     """
+    if isinstance(tensor, Piece):
+        return 1
     if not isinstance(tensor, DTensor):
         return plain
     count = 1

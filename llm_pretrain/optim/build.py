@@ -10,8 +10,9 @@ from llm_pretrain.config.optimizer import OptimizerConfig, RuleName
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.optim.adamw import AdamW, decay_groups, decayed
 from llm_pretrain.optim.ademamix import AdEMAMix
-from llm_pretrain.optim.base import Groups, Rule, Total, alone
+from llm_pretrain.optim.base import Groups, Rule, alone
 from llm_pretrain.optim.muon import Muon
+from llm_pretrain.optim.piece import Total
 from llm_pretrain.optim.project import NormalizeAndProject, is_scale, projects
 from llm_pretrain.optim.schedule_free import ScheduleFree
 from llm_pretrain.optim.schedule_free_plus import ScheduleFreePlus
@@ -50,7 +51,6 @@ def build_rule(
     *,
     total: Total = alone,
     plain_copies: int = 1,
-    with_state: bool = True,
 ) -> Rule:
     """The rule of `config` for the parameters `named`, which have their first values.
 
@@ -59,19 +59,18 @@ def build_rule(
             treated.
         config: of the optimizer.
         lengths: its lengths, in updates.
-        total: sums a vector over all ranks; as it is for one process.
+        total: sums over all ranks; as it is for one process.
         plain_copies: ranks that hold the same values of parameters that are no DTensors: see
             `base.copies`.
-        with_state: whether to make the state now, see `Rule`. Projections need it.
     """
     pairs = list(named)
-    asked = _Asked(pairs, config, lengths, total, plain_copies, with_state)
+    asked = _Asked(pairs, config, lengths, total, plain_copies)
     rule = _BUILDERS[config.name](asked)
     if not lengths.project:
         return rule
     return NormalizeAndProject(
         rule,
-        [p for n, p in pairs if projects(n, config)],
+        {n: p for n, p in pairs if projects(n, config)},
         [p for n, p in pairs if is_scale(n)],
         every=lengths.project,
         scale_decay=config.scale_decay,
@@ -89,7 +88,6 @@ class _Asked:
     lengths: Lengths
     total: Total
     plain_copies: int
-    with_state: bool
 
     @property
     def groups(self) -> Groups:
@@ -101,7 +99,7 @@ class _Asked:
         """Arguments that all rules but Schedule-Free AdamW share."""
         config = self.config
         betas = (config.beta1, config.beta2)
-        return {"lr": config.lr, "betas": betas, "eps": config.eps, "with_state": self.with_state}
+        return {"lr": config.lr, "betas": betas, "eps": config.eps}
 
 
 def _adamw(asked: _Asked) -> Rule:
@@ -119,7 +117,6 @@ def _schedule_free(asked: _Asked) -> Rule:
         beta2=config.beta2,
         eps=config.eps,
         weight_power=config.weight_power,
-        with_state=asked.with_state,
     )
 
 
@@ -151,7 +148,13 @@ def _ademamix(asked: _Asked) -> Rule:
 def _muon(asked: _Asked) -> Rule:
     config = asked.config
     groups = _muon_groups(asked.named, config)
-    return Muon(groups, momentum=config.momentum, ns_steps=config.ns_steps, **asked.adam)
+    return Muon(
+        groups,
+        momentum=config.momentum,
+        ns_steps=config.ns_steps,
+        total=asked.total,
+        **asked.adam,
+    )
 
 
 _BUILDERS: dict[RuleName, Callable[[_Asked], Rule]] = {

@@ -9,7 +9,8 @@ from torch.distributed.tensor import DTensor
 
 from llm_pretrain.engine.parts import local_part
 from llm_pretrain.optim.adamw import adam_state
-from llm_pretrain.optim.base import Groups, Rule, gradient, like, local
+from llm_pretrain.optim.base import Groups, Rule, alone, gradient, like, local
+from llm_pretrain.optim.piece import Piece, Total, shape_of
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of Jordan's quintic, as in torch.optim.Muon."""
@@ -23,11 +24,13 @@ class Muon(Rule):
     On whole matrices this is torch.optim.Muon with adjust_lr_fn="match_rms_adamw", bit by bit. That
     one takes DTensors too, but then its 15 products per matrix are cut over the ranks, with a dozen
     all-reduces in between, and their sums of bfloat16 make an update depend on the layout to 2%.
-    Here momentum is kept in shards, the direction is gathered once in the bfloat16 that the
+    Here momentum is kept in parts, the direction is gathered once in the bfloat16 that the
     products begin with, and every rank makes the whole orthogonal matrix, the same under each
     layout. The price is that every rank does all products: up to 6 ns_steps times rows times
     columns times the shorter side, in operations of bfloat16.
     """
+
+    piecewise = True
 
     def __init__(
         self,
@@ -38,15 +41,17 @@ class Muon(Rule):
         eps: float = 1e-8,
         momentum: float = 0.95,
         ns_steps: int = 5,
-        with_state: bool = True,
+        total: Total = alone,
     ) -> None:
-        """`groups` with "muon": True hold whole or sharded matrices (rows, columns); the others'
-        parameters are AdamW's, whose `betas` and `eps` these are."""
-        self._momentum, self._ns_steps = momentum, ns_steps
+        """`groups` with "muon": True hold matrices (rows, columns), whole, sharded or as pieces;
+        the others' parameters are AdamW's, whose `betas` and `eps` these are. `total`: sums over
+        ranks, which gathers pieces."""
+        self._momentum, self._ns_steps, self._total = momentum, ns_steps, total
         self._adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
-        super().__init__(self._adamw.param_groups, self._adamw.defaults, with_state=with_state)
+        super().__init__(self._adamw.param_groups, self._adamw.defaults)
         self._matrices = [g for g in self.param_groups if g.get("muon")]
         self._adopt(self._adamw, [g for g in self.param_groups if not g.get("muon")])
+        self.make_state()
 
     def _first_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
         if not group.get("muon"):
@@ -64,15 +69,28 @@ class Muon(Rule):
         average, own = local(self.state[parameter]["momentum_buffer"]), gradient(parameter)
         average.lerp_(own, 1 - self._momentum)
         # Nesterov's look ahead.
-        direction = like(parameter, own.lerp(average, self._momentum).bfloat16())
-        whole = direction.full_tensor() if isinstance(direction, DTensor) else direction
-        step = orthogonal(whole, self._ns_steps)
-        _, offsets = local_part(parameter)
+        direction = own.lerp(average, self._momentum).bfloat16()
+        step = orthogonal(self._whole(parameter, direction), self._ns_steps)
         values = local(parameter)
-        ends = (begin + length for begin, length in zip(offsets, values.shape, strict=True))
-        part = step[tuple(map(slice, offsets, ends))]
         values.mul_(1 - self.lr * decay)
-        values.add_(part, alpha=-self.lr * 0.2 * math.sqrt(max(parameter.shape)))
+        size = 0.2 * math.sqrt(max(shape_of(parameter)))
+        values.add_(_own(parameter, step), alpha=-self.lr * size)
+
+    def _whole(self, parameter: Tensor, part: Tensor) -> Tensor:
+        """The matrix of which this rank has a part, cut as the parameter is."""
+        if isinstance(parameter, Piece):
+            return parameter.assemble(part, self._total)
+        whole = like(parameter, part)
+        return whole.full_tensor() if isinstance(whole, DTensor) else whole
+
+
+def _own(parameter: Tensor, whole: Tensor) -> Tensor:
+    """This rank's part of a matrix, cut as the parameter is."""
+    if isinstance(parameter, Piece):
+        return parameter.own(whole)
+    part, offsets = local_part(parameter)
+    ends = (begin + length for begin, length in zip(offsets, part.shape, strict=True))
+    return whole[tuple(map(slice, offsets, ends))]
 
 
 def orthogonal(matrix: Tensor, iterations: int) -> Tensor:

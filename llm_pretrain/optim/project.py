@@ -1,12 +1,14 @@
 """Normalize-and-Project: any update rule, with matrices held at the norm that they began with."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llm_pretrain.config.optimizer import OptimizerConfig
-from llm_pretrain.optim.base import HostNumber, Rule, Total, copies, local
+from llm_pretrain.optim.base import HostNumber, Rule, copies, local
+from llm_pretrain.optim.piece import Total
 
 _INVARIANT = ("attention.q.weight", "attention.k.weight")
 _SCALES = "norm.weight"
@@ -43,8 +45,8 @@ class NormalizeAndProject(Rule):
     taken, so they stay in line, and x is the average of the same iterates at another scale.
 
     After a projection the effective learning rate of a matrix, the size of the turn that an update
-    of Adam's makes, is the rate over that norm: `effective_rate`. Weight decay on these matrices
-    has no effect but on the norms in between.
+    of Adam's makes, is the rate over that norm: see `rates`. Weight decay on these matrices has no
+    effect but on the norms in between.
 
     The norms' scales are decayed towards 1, in all points alike.
     """
@@ -52,7 +54,7 @@ class NormalizeAndProject(Rule):
     def __init__(
         self,
         inner: Rule,
-        matrices: list[Tensor],
+        matrices: Mapping[str, Tensor],
         scales: list[Tensor],
         *,
         every: int,
@@ -60,14 +62,15 @@ class NormalizeAndProject(Rule):
         total: Total,
         plain_copies: int = 1,
     ) -> None:
-        """`matrices` and `scales` are parameters of `inner`; the norms of `matrices` are measured
-        now, by all ranks. `every`: in updates. `scale_decay`: share of the distance to 1, times the
-        step size."""
-        self._inner, self._matrices, self._scales = inner, matrices, scales
+        """`matrices`, by name, and `scales` are parameters of `inner`; the norms of `matrices` are
+        measured now, by all ranks. `every`: in updates. `scale_decay`: share of the distance to 1,
+        times the step size."""
+        self._inner, self._matrices, self._scales = inner, list(matrices.values()), scales
+        self._kinds = [name.split(".")[-2] for name in matrices]
         self._every, self._decay = every, scale_decay
         self._total, self._copies = total, plain_copies
         self._updates = HostNumber()
-        super().__init__(inner.param_groups, inner.defaults, with_state=False)
+        super().__init__(inner.param_groups, inner.defaults)
         self.needs_loss = inner.needs_loss  # type: ignore[misc]
         self.param_groups, self.state = inner.param_groups, inner.state
         self.shared = {**inner.shared, "updates": self._updates.tensor}
@@ -100,14 +103,20 @@ class NormalizeAndProject(Rule):
         return self._inner.averages
 
     @torch.no_grad()
-    def effective_rate(self) -> Tensor:
-        """The last step's rate over the norm, mean over the matrices: 0-dim, on the device.
+    def rates(self) -> dict[str, Tensor]:
+        """See Rule; also the effective rate, the last step's over the norm that is held: its mean
+        over the matrices of a kind, such as 'lr_effective_q' and 'lr_effective_k'.
 
         Matrices that began at 0, and so have no norm to hold, are left out.
         """
-        held = torch.stack([self.state[p]["norm"] for p in self._matrices])
-        inverse = torch.where(held > 0, 1 / held, torch.zeros_like(held))
-        return self.rate * inverse.sum() / (held > 0).sum()
+        found = self._inner.rates()
+        for kind in dict.fromkeys(self._kinds):
+            mine = [p for p, k in zip(self._matrices, self._kinds, strict=True) if k == kind]
+            held = torch.stack([self.state[p]["norm"] for p in mine])
+            inverse = torch.where(held > 0, 1 / held, torch.zeros_like(held))
+            count = (held > 0).sum().clamp(min=1)
+            found[f"lr_effective_{kind}"] = self.rate * inverse.sum() / count
+        return found
 
     def _first_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
         return self._inner._first_state(group, parameter)

@@ -31,7 +31,6 @@ class ScheduleFree(Interpolated, Rule):
         beta2: float = 0.999,
         eps: float = 1e-8,
         weight_power: float = 0.0,
-        with_state: bool = True,
     ) -> None:
         """The arguments are as in OptimizerConfig."""
         inner: Any = schedulefree.AdamWScheduleFree(
@@ -41,8 +40,9 @@ class ScheduleFree(Interpolated, Rule):
         self._inner, self._wanted = inner, interpolation
         self._numbers = {"k": HostNumber(), "lr_max": HostNumber(), "weight_sum": HostNumber()}
         self._beta = HostNumber(interpolation)
-        super().__init__(inner.param_groups, inner.defaults, with_state=with_state)
+        super().__init__(inner.param_groups, inner.defaults)
         self._adopt(inner)
+        self.make_state()
 
     def make_state(self) -> None:
         """See Rule; also starts the rule's own numbers anew."""

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from llm_pretrain.optim.base import Groups, HostNumber, Rule, Total, copies, local, summed
+from llm_pretrain.optim.base import Groups, HostNumber, Rule, copies, local, summed
 from llm_pretrain.optim.interpolated import Interpolated
+from llm_pretrain.optim.piece import Total
 
 
 class ScheduleFreePlus(Interpolated, Rule):
@@ -49,7 +50,6 @@ class ScheduleFreePlus(Interpolated, Rule):
         loss_floor: float = 0.0,
         total: Total,
         plain_copies: int = 1,
-        with_state: bool = True,
     ) -> None:
         """`anneal`, `average_after`: in updates; the rest as in OptimizerConfig.
 
@@ -62,7 +62,8 @@ class ScheduleFreePlus(Interpolated, Rule):
         self._polyak_beta, self._floor = polyak_beta, loss_floor
         self._total, self._copies = total, plain_copies
         self._k, self._beta = HostNumber(), HostNumber(interpolation)
-        super().__init__(groups, {"lr": lr, "weight_decay": 0.0}, with_state=with_state)
+        super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
+        self.make_state()
 
     def make_state(self) -> None:
         """See Rule; also starts the rule's own numbers anew."""
@@ -76,6 +77,10 @@ class ScheduleFreePlus(Interpolated, Rule):
             "weight_sum": self._number(0.0),
             "gradient_l1": self._number(0.0),
         }
+
+    def rates(self) -> dict[str, Tensor]:
+        """See Rule: G, Polyak's step size times the learning rate."""
+        return {"polyak_step": torch.as_tensor(self.rate)}
 
     def _number(self, value: float) -> Tensor:
         return torch.full((), value, dtype=torch.float64, device=self._device)

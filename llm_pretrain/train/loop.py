@@ -201,7 +201,8 @@ class Trainer:
             loss, norm = self._look(step, local_loss, local_norm)
         if logs:
             lr = self._schedule.lr(step - 1)
-            seen = {"loss": loss, "lr": lr, "grad_norm": norm, **self._outliers()}
+            rates = {name: rate.item() for name, rate in self._engine.rates().items()}
+            seen = {"loss": loss, "lr": lr, **rates, "grad_norm": norm, **self._outliers()}
             self._record(step, {**seen, **self._meter.read()})
         if self._calendar.evaluates(step):
             with self._meter.paused(), self._watchdog.paused():

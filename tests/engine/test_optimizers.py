@@ -1,6 +1,7 @@
-"""Every update rule under every layout of FSDP2 trains the same, and goes on where it stopped."""
+"""Every update rule under every layout trains the same, and goes on where it stopped."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ from llm_pretrain.config.compose import compose
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.build import build_engine
 from llm_pretrain.engine.fsdp import FsdpEngine
-from tests.engine.layouts import Fleet, Layout, differences, fsdp
+from llm_pretrain.engine.layout import Layout as Ranks
+from llm_pretrain.model.transformer import Transformer
+from tests.engine.layouts import Fleet, Layout, differences, fsdp, zero
+from tests.engine.rules import MIDDLE, Course, goes_on, in_small_buckets, resumed_too
+from tests.engine.rules import plain as plain_course
 from tests.engine.zero import alone
+from tests.ranks.functions import Crew
 from tests.support import CONF, metrics, record, tensors
 
 Cli = Callable[..., int]
@@ -67,6 +73,96 @@ def assert_same_curve(fleet: Fleet, rule: str, layout: Layout) -> None:
     for step, key, difference in differences(run, plain):
         if key != "grad_norm":
             assert difference <= bound, f"{key} at step {step}: {difference:.1e}"
+
+
+@pytest.fixture(scope="module")
+def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+    """Two ranks."""
+    two = Crew(Ranks(shard=2), tmp_path_factory.mktemp("crew"))
+    yield two
+    two.close()
+
+
+@functools.cache
+def plain(rule: str) -> Course:
+    """The run of one process."""
+    return plain_course(configured(*RULES[rule]))
+
+
+def zeros(rule: str, stage: int, *more: str) -> TrainConfig:
+    """The same run under DeepSpeed."""
+    return configured(*RULES[rule], "engine=deepspeed", f"engine.zero_stage={stage}", *more)
+
+
+def assert_same_course(rule: str, ours: Course, theirs: Course) -> None:
+    bound = MUON_BOUND if rule == "Muon" else BOUND
+    assert ours.losses == pytest.approx(theirs.losses, rel=bound, abs=0), rule
+    assert max(theirs.losses) > 1.05 * min(theirs.losses), "it learns"
+    torch.testing.assert_close(ours.evaluated, theirs.evaluated, rtol=bound * 10, atol=0)
+    # Names and order too, by which a checkpoint goes from one engine to another.
+    assert list(ours.final) == list(theirs.final)
+    for mine, other in zip(ours.rates, theirs.rates, strict=True):
+        assert mine == pytest.approx(other, rel=1e-4)
+
+
+def assert_goes_on_to_the_last_bit(whole: Course, resumed: Course) -> None:
+    assert resumed.losses == whole.losses[MIDDLE:]
+    assert torch.equal(resumed.evaluated, whole.evaluated)
+    assert [n for n, v in whole.final.items() if not torch.equal(v, resumed.final[n])] == []
+
+
+def assert_zero(rule: str, ranks: list[tuple[Course, Course]]) -> None:
+    for whole, resumed in ranks:
+        assert_same_course(rule, whole, plain(rule))
+        assert_goes_on_to_the_last_bit(whole, resumed)
+
+
+def test_zero(crew: Crew) -> None:
+    """Sums over the whole model from pieces of it, two points of which one is evaluated."""
+    assert_zero("schedule-free+", crew.run(resumed_too, zeros("schedule-free+", 2)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_with_every_rule(crew: Crew, stage: int) -> None:
+    for rule in RULES:
+        assert_zero(rule, crew.run(resumed_too, zeros(rule, stage)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", ["none", "all"])
+def test_zero_3_in_parts(crew: Crew, offload: str) -> None:
+    """Rules that need all gradients first, and one that updates as they come."""
+    for rule in ("schedule-free+", "AdEMAMix", "projected", "Muon"):
+        config = zeros(rule, 3, f"engine.offload={offload}")
+        assert_zero(rule, crew.run(in_small_buckets, config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_takes_over_the_state_of_one_process_and_gives_it_back(crew: Crew, stage: int) -> None:
+    rule = "schedule-free+"
+    expected = plain(rule).losses[MIDDLE:]
+    for theirs in crew.run(goes_on, zeros(rule, stage), plain(rule).middle):
+        assert theirs.losses == pytest.approx(expected, rel=BOUND, abs=0)
+    (whole, _), *_ = crew.run(resumed_too, zeros(rule, stage))
+    back = goes_on(alone(), configured(*RULES[rule]), whole.middle)
+    assert back.losses == pytest.approx(expected, rel=BOUND, abs=0)
+
+
+@pytest.mark.slow
+def test_a_run_goes_from_fsdp_to_zero_and_back(fleet: Fleet) -> None:
+    """With checkpoints on disk."""
+    rule, to = RULES["schedule-free+"], "schedule.total={} steps"
+    ask = (*CURVE, *rule)
+    one = fleet.train(ONE, *ask, experiment="tiny")
+    run = fleet.train(fsdp(2), *ask, to.format(8), experiment="tiny")
+    for layout, total in ((zero(2), 14), (fsdp(2), 20)):
+        fleet.zygote(layout).train(2, f"resume={run}", *layout.engine, to.format(total))
+    rows = [{r["step"]: r["loss"] for r in metrics(path) if "loss" in r} for path in (run, one)]
+    assert rows[0].keys() >= rows[1].keys()
+    for step, loss in rows[1].items():
+        assert rows[0][step] == pytest.approx(loss, rel=BOUND), step
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +249,28 @@ def test_evaluates_and_saves_the_average_but_trains_elsewhere(rule: str) -> None
         lambda state: fill(state, before), {f"model.{n}" for n in before["model"]}
     )
     torch.testing.assert_close(plain.evaluate(tokens), losses, rtol=0, atol=0)
+
+
+def test_the_size_of_steps_is_in_the_metrics(train: Train, tmp_path: Path) -> None:
+    """Under projections the rate over the norms of the initial values; beside it Polyak's step."""
+    ask = ("model.qk_norm=true", "optimizer.project=1 steps", "schedule.total=6 steps")
+    assert train(tmp_path / "adamw", *ask) == 0
+    assert train(tmp_path / "plus", *ask, *RULES["schedule-free+"]) == 0
+    assert train(tmp_path / "plain", "schedule.total=6 steps") == 0
+    config = configured("model.qk_norm=true")
+    values = dict(Transformer(config.model).initial_values(config.run.seed))
+    for kind in ("q", "k"):
+        norms = [v.norm().item() for n, v in values.items() if n.endswith(f".{kind}.weight")]
+        inverse = sum(1 / norm for norm in norms) / len(norms)
+        for run, rate in (("adamw", "lr"), ("plus", "polyak_step")):
+            rows = [row for row in metrics(tmp_path / run) if "loss" in row]
+            assert len(rows) > 1
+            for row in rows:
+                found = row[f"lr_effective_{kind}"]
+                assert found == pytest.approx(row[rate] * inverse, rel=1e-6)
+    sizes = {"polyak_step", "lr_effective_q", "lr_effective_k"}
+    assert not any(sizes & row.keys() for row in metrics(tmp_path / "plain"))
+    assert not any("polyak_step" in row for row in metrics(tmp_path / "adamw"))
 
 
 def test_a_branch_with_another_rule_begins_with_a_fresh_state(

@@ -41,6 +41,7 @@ from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine import zero_config
 from llm_pretrain.engine.build import build_engine
 from llm_pretrain.engine.layout import Layout
+from llm_pretrain.train.average import averages_of
 from llm_pretrain.world import World
 
 _MARK = "backward pass begins"
@@ -81,15 +82,20 @@ def measure(config: TrainConfig, world: World, passes: int) -> dict[str, Any]:
         gradients = _bytes([p.grad for p in engine.model.parameters()]) if fsdp else 0
         engine.step(1e-3)
     events = list(profiler.profiler.kineto_results.events())
+    parts = engine.parts()
+    before = _storages()
+    averages = averages_of(config, parts)
+    averaged = _storages() - before
     state = engine.state() if fsdp else {"model": {}, "optimizer": {}}
     moments = [t for tensors in state["optimizer"].values() for t in tensors.values() if t.ndim]
-    staged = Stager(world.rank, world.size).copy(state)
+    staged = Stager(world.rank, world.size).copy({**state, "average": averages.state()})
     return {
         "process": process,
         "staged": sum(piece.data.nbytes for piece in tree_leaves(staged)),
         "held": held,
         "parameters": _bytes(list(state["model"].values())),
         "moments": _bytes(moments),
+        "averages": averaged,
         "gradients": gradients,
         "exchanges": _exchanges(events),
         **_memory(events),
@@ -189,6 +195,9 @@ def main() -> None:
     if any("engine=deepspeed" in case["overrides"] for case in cases):
         # With what its first engine imports.
         __import__("deepspeed.runtime.zero.muon.muon_optimizer")
+    # What is imported holds no memory of a rank: no search for its tensors looks at that again.
+    gc.collect()
+    gc.freeze()
     # Libraries write to standard output, too.
     output = os.dup(1)
     os.dup2(2, 1)

@@ -12,7 +12,7 @@ from typing import Any
 from llm_pretrain.config.compose import compose
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.layout import Layout
-from llm_pretrain.estimate.memory import memory_of
+from llm_pretrain.estimate.memory import averaged, memory_of
 from llm_pretrain.estimate.trace import Bytes, Trace, trace
 from tests.support import ROOT
 
@@ -20,6 +20,8 @@ SMALL = (
     *("data.sequence_length=128", "data.micro_batch=2", "model.vocab_size=1024"),
     *("data.tokenizer.vocab_size=1024",),
 )
+AVERAGES = ("average.windows=[100 steps,200 steps]", "average.half_lives=[50 steps]")
+"""Three of them."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,13 @@ class Case:
         return trace(self.config, self.layout, self.passes, grouped=grouped)
 
     def peak(self, traced: Trace) -> int:
-        """Most bytes that are allocated beside parameters and moments.
+        """Most bytes that are allocated beside parameters, moments and averages.
 
         What is offloaded counts: where a CPU computes, that is the same memory.
         """
         memory = memory_of(traced, self.config, self.layout, self.passes)
         both = sum(memory.held.values()) + sum(memory.offloaded.values())
-        return both - 3 * self.parameters(traced)
+        return both - 3 * self.parameters(traced) - averaged(traced, self.config)
 
     def parameters(self, traced: Trace) -> int:
         """Bytes of this rank's parameters."""

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from llm_pretrain.engine.layout import Layout
 from llm_pretrain.estimate.fake import fake_world
 from llm_pretrain.estimate.ledger import Ledger
-from llm_pretrain.optim.adamw import make_state
+from llm_pretrain.optim.adamw import AdamW
 
 BYTES = 4 * 1000
 """Of each tensor here."""
@@ -50,8 +50,7 @@ def test_an_update_reads_four_tensors_and_writes_three() -> None:
     ledger = Ledger()
     with FakeTensorMode(), ledger:
         parameter = torch.nn.Parameter(torch.empty(1000))
-        optimizer = torch.optim.AdamW([parameter], fused=True)
-        make_state(optimizer)
+        optimizer = AdamW([{"params": [parameter]}])
         parameter.grad = torch.empty(1000)
         ledger.begin("update")
         optimizer.step()

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from llm_pretrain.config.compose import compose
 from llm_pretrain.estimate.memory import HOST_RESERVE, memory_of
-from tests.estimate.planned import Case, measured
+from llm_pretrain.estimate.plan import estimate
+from tests.estimate.planned import AVERAGES, SMALL, Case, measured
 
 UNTIED = ("model.tied_embeddings=false", "model.kv_heads=2", "model.ffn=512")
 BLOCK = ("engine.recompute=block", "data.sequence_length=512")
@@ -21,14 +23,14 @@ SINGLE = {
     "bf16, untied, long": Case(1, 4, ("data.sequence_length=512", BF16, *UNTIED)),
 }
 SHARDED = {
-    "FSDP, bf16, 5 layers": Case(2, 3, ("model.layers=5", BF16, *UNTIED)),
+    "FSDP, bf16, 5 layers": Case(2, 3, ("model.layers=5", BF16, *UNTIED, *AVERAGES)),
     "FSDP, whole gradients": Case(2, 3, ("engine.accumulate=whole", BF16)),
     "FSDP, prefetch, 8 layers": Case(2, 2, ("model.layers=8", "engine.prefetch=1")),
     "FSDP, kept, 6 layers": Case(2, 2, ("model.layers=6", "engine.reshard_after_forward=false")),
     "HSDP, bf16, block": Case(4, 2, ("model.layers=5", "engine.replicate=2", BF16, *BLOCK)),
-    "tensor, FSDP, bf16": Case(4, 2, ("engine.tensor=2", BF16, *UNTIED)),
+    "tensor, FSDP, bf16": Case(4, 2, ("engine.tensor=2", BF16, *UNTIED, *AVERAGES)),
     "context, bf16": Case(2, 2, ("model.layers=5", "engine.context=2", BF16)),
-    "FSDP, offload": Case(2, 2, ("engine.offload=all",)),
+    "FSDP, offload": Case(2, 2, ("engine.offload=all", *AVERAGES)),
 }
 
 
@@ -79,12 +81,35 @@ def test_host_memory(name: str, real: Measurements) -> None:
     case, (rank,) = SHARDED[name], real["fake", name]
     memory = memory_of(case.trace(), case.config, case.layout, case.passes)
     if case.config.engine.offload == "all":
-        assert memory.offloaded == {n: rank[n] for n in ("parameters", "gradients", "moments")}
-        assert not any(memory.held[n] for n in ("parameters", "gradients", "moments"))
+        parts = ("parameters", "gradients", "moments")
+        assert {n: memory.offloaded[n] for n in parts} == {n: rank[n] for n in parts}
+        assert memory.offloaded.keys() == {*parts, "averages"}
+        assert not any(memory.held[n] for n in memory.offloaded)
     # Beside the tensors that are counted, each parameter has a counter of its updates.
     assert memory.staging == pytest.approx(rank["staged"], rel=1e-3)
     # What is assumed for the process has room for CUDA's part, which is not to be had here.
     assert rank["process"] < HOST_RESERVE / 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED)
+def test_averages_are_copies_of_the_parameters(name: str, real: Measurements) -> None:
+    case, (rank,) = SHARDED[name], real["fake", name]
+    memory = memory_of(case.trace(), case.config, case.layout, case.passes)
+    both = memory.held["averages"] + memory.offloaded.get("averages", 0)
+    count = 3 if AVERAGES[0] in case.overrides else 0
+    assert both == count * rank["parameters"]
+    # And a number of samples for each.
+    assert rank["averages"] == both + 8 * count
+
+
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
+def test_a_checkpoint_holds_the_averages(engine: str) -> None:
+    """The parameters, two moments, and three averages, all in float32."""
+    config = compose([*SMALL, "data.global_batch=2", f"engine={engine}", *AVERAGES])
+    found = estimate(config)
+    assert found.checkpoint == (3 + 3) * 4 * found.parameters
+    assert found.memory["none"].held["averages"] == 3 * 4 * found.parameters
 
 
 @pytest.mark.slow

@@ -11,13 +11,18 @@ from llm_pretrain.engine import zero_config
 from llm_pretrain.estimate.plan import estimate
 from llm_pretrain.estimate.zero import sizes_of, zero_flows, zero_memory
 from llm_pretrain.model.flops import parameter_count
-from tests.estimate.planned import Case, measured
+from tests.estimate.planned import AVERAGES, Case, measured
 
 STAGES = (1, 2, 3)
 BUCKET = 100_000
 """Small enough that activations and gradients matter beside the buckets."""
 MEETING = {
-    stage: Case(2, 2, ("engine=deepspeed", f"engine.zero_stage={stage}", "model.layers=6"), BUCKET)
+    stage: Case(
+        2,
+        2,
+        ("engine=deepspeed", f"engine.zero_stage={stage}", "model.layers=6", *AVERAGES),
+        BUCKET,
+    )
     for stage in STAGES
 }
 _ALONE = [
@@ -29,6 +34,9 @@ _ALONE = [
         (f"engine.zero_stage={stage}", f"engine.offload={offload}", "engine.recompute=block")
         for stage, offload in ((1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all"))
     ),
+    ("engine.zero_stage=1", "optimizer=muon"),
+    ("engine.zero_stage=2", "optimizer=schedule_free", "schedule=constant"),
+    ("engine.zero_stage=3", "optimizer=schedule_free_plus", "schedule=constant"),
 ]
 ALONE = {
     " ".join(one): Case(
@@ -63,6 +71,9 @@ def test_state_between_updates(stage: int, real: dict[Any, Any]) -> None:
         # Gradients are dropped after an update, but stage 3 keeps its buffers for the next one.
         kept += sizes_of(case.trace(), case.config, 2).part + 4 * BUCKET
     assert kept == pytest.approx(real[stage]["held"], rel=2e-3)
+    assert held["averages"] == 3 * 4 * parameter_count(case.config.model) / 2
+    # ZeRO pads its parts.
+    assert real[stage]["averages"] == pytest.approx(held["averages"], rel=1e-3)
 
 
 @pytest.mark.slow
@@ -71,9 +82,10 @@ def test_peak(name: str, real: dict[Any, Any]) -> None:
     case = ALONE[name]
     memory = zero_memory(case.trace(), case.config, case.layout, case.passes)
     # Where a CPU computes, what is offloaded is in the same memory as the rest. Stage 3 is planned
-    # with as many gathered parameters as there may be.
+    # with as many gathered parameters as there may be, stage 2 for the last rank, whose gradients
+    # come first in a backward pass, while rank 0 is measured.
     planned = sum(memory.held.values()) + sum(memory.offloaded.values())
-    assert planned == pytest.approx(real[name]["held"] + real[name]["peak"], rel=0.03)
+    assert planned == pytest.approx(real[name]["held"] + real[name]["peak"], rel=0.035)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from llm_pretrain.config.optimizer import OptimizerConfig
 from llm_pretrain.optim.base import Rule
 from llm_pretrain.optim.build import Lengths, build_rule
+from llm_pretrain.optim.piece import Piece
 from llm_pretrain.world import World
 
 Q, V, SCALE = "blocks.0.attention.q.weight", "blocks.0.attention.v.weight", "blocks.0.q_norm.weight"
@@ -111,43 +112,28 @@ def copied(world: World, name: str, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def pieces(world: World, name: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The same with ZeRO's flat pieces of each group, filled up with zeros, in place of parameters
-    that had no memory when the rule was made."""
+    """The same with ZeRO's pieces: each rank has an equal part of all parameters in one row."""
     whole = start(dtype)
-    groups = [[n for n in whole if n != SCALE], [SCALE]]
-    hollow = {n: torch.zeros((), dtype=dtype).expand(v.shape) for n, v in whole.items()}
-    config, lengths = RULES[name]
-    rule = build_rule(hollow.items(), config, lengths, total=_total, with_state=False)
-    lengths_of = [sum(whole[n].numel() for n in names) for names in groups]
-
-    def piece(values: dict[str, Tensor], names: list[str]) -> Tensor:
-        flat = torch.cat([values[n].flatten() for n in names])
-        size = -(-flat.numel() // world.size)
-        padded = torch.cat([flat, flat.new_zeros(size * world.size - flat.numel())])
-        return padded[world.rank * size : (world.rank + 1) * size].clone()
-
-    for group, names in zip(rule.param_groups, groups, strict=True):
-        group["params"] = [torch.nn.Parameter(piece(whole, names))]
-    rule.make_state()
+    row = torch.cat([value.flatten() for value in whole.values()])
+    part = -(-row.numel() // world.size)
+    mine = range(world.rank * part, (world.rank + 1) * part)
+    parameters, offset = dict[str, Piece](), 0
+    for n, value in whole.items():
+        begin, end = (min(max(i - offset, 0), value.numel()) for i in (mine.start, mine.stop))
+        parameters[n] = Piece(value.flatten()[begin:end].clone(), value.shape, begin)
+        offset += value.numel()
+    rule = build_rule(parameters.items(), *RULES[name], total=_total)
 
     def join(read: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        found = {}
-        for group, names, length in zip(rule.param_groups, groups, lengths_of, strict=True):
-            own = read(group["params"][0]).detach()
-            parts = [torch.empty_like(own) for _ in range(world.size)]
-            dist.all_gather(parts, own.contiguous())
-            flat = torch.cat(parts)[:length]
-            sizes = [whole[n].numel() for n in names]
-            for n, value in zip(names, flat.split(sizes), strict=True):
-                found[n] = value.view(whole[n].shape)
-        return found
+        return {n: p.assemble(read(p).detach(), _total) for n, p in parameters.items()}
 
     def give(grads: dict[str, Tensor]) -> None:
-        for group, names in zip(rule.param_groups, groups, strict=True):
-            group["params"][0].grad = piece(grads, names)
+        for n, grad in grads.items():
+            parameters[n].grad = parameters[n].own(grad)
 
     _train(world, rule, lambda: join(lambda p: p), give)
-    return join(rule.readout)
+    norms = {n: rule.state[p]["norm"] for n, p in parameters.items() if "norm" in rule.state[p]}
+    return join(rule.readout) | {f"{n}.norm": norm for n, norm in norms.items()}
 
 
 def agree(world: World, kind: str, places: str, names: tuple[str, ...]) -> dict[str, float]:

@@ -149,12 +149,32 @@ def test_scales_of_norms_go_to_one() -> None:
         assert p.ndim == 2 or torch.allclose(p, torch.full_like(p, 3 - 2 * 0.05)), n
 
 
-def test_the_effective_rate_is_the_rate_over_the_norm() -> None:
+@pytest.mark.parametrize("which", ["invariant", "blocks"])
+def test_the_effective_rate_is_the_rate_over_the_norm(which: str) -> None:
+    """At each rate, since the norms are those of the start; a mean for each kind of matrix."""
     model = model_of()
-    rule = rule_of(model, OptimizerConfig())
-    inverse = [1 / v for n, v in norms(model).items() if n.endswith((".q.weight", ".k.weight"))]
-    step(model, rule, lr=0.02)
-    assert rule.effective_rate().item() == pytest.approx(0.02 * sum(inverse) / len(inverse))
+    rule = rule_of(model, replace(OptimizerConfig(), projected=which))  # type: ignore[arg-type]
+    kinds = ["q", "k"] if which == "invariant" else ["q", "k", "v", "out", "gate", "up", "down"]
+    first = norms(model)
+    for lr in (0.02, 0.05, 0.01):
+        step(model, rule, lr)
+        rates = {name: rate.item() for name, rate in rule.rates().items()}
+        assert list(rates) == [f"lr_effective_{kind}" for kind in kinds]
+        for kind in kinds:
+            inverse = [1 / norm for n, norm in first.items() if n.endswith(f".{kind}.weight")]
+            mean = sum(inverse) / len(inverse)
+            assert rates[f"lr_effective_{kind}"] == pytest.approx(lr * mean, rel=1e-12)
+
+
+def test_with_polyaks_step_the_effective_rate_is_that_over_the_norm() -> None:
+    model = model_of()
+    rule, first = rule_of(model, OptimizerConfig(name="schedule_free_plus")), norms(model)
+    step(model, rule, lr=0.5)
+    rates = rule.rates()
+    inverse = [1 / norm for n, norm in first.items() if n.endswith(".q.weight")]
+    expected = rates["polyak_step"].item() * sum(inverse) / len(inverse)
+    assert rates["polyak_step"].item() > 0
+    assert rates["lr_effective_q"].item() == pytest.approx(expected)
 
 
 def test_a_matrix_of_zeros_stays_free() -> None:
@@ -168,4 +188,4 @@ def test_a_matrix_of_zeros_stays_free() -> None:
         step(model, rule)
     assert torch.isfinite(p).all()
     assert p.detach().norm() > 0
-    assert torch.isfinite(rule.effective_rate())
+    assert all(torch.isfinite(rate) for rate in rule.rates().values())

@@ -20,7 +20,7 @@ def push(rule: Rule, w: Tensor, loss: float, grad: Tensor, clipped: float | None
     w.grad = grad.clone()
     factor = None if clipped is None else torch.tensor(clipped)
     rule.update(loss=torch.tensor(loss, dtype=torch.float64), clipped=factor)
-    return float(rule.rate)
+    return rule.rates()["polyak_step"].item()
 
 
 def test_clipping_leaves_polyaks_step_as_it_is() -> None:

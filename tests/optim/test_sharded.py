@@ -8,8 +8,6 @@ from llm_pretrain.engine.layout import Layout
 from tests.optim.sharded import RULES, agree
 from tests.ranks.functions import run
 
-_ELEMENTWISE = tuple(name for name in RULES if name not in ("muon", "projected"))
-
 
 @pytest.mark.parametrize(
     ("kind", "places", "layout", "names"),
@@ -18,7 +16,7 @@ _ELEMENTWISE = tuple(name for name in RULES if name not in ("muon", "projected")
         ("dtensors", "copies", Layout(replicate=2, shard=2), tuple(RULES)),
         ("dtensors", "tensor", Layout(shard=2, tensor=2), tuple(RULES)),
         ("copied", "", Layout(replicate=2), tuple(RULES)),
-        ("pieces", "", Layout(shard=4), _ELEMENTWISE),
+        ("pieces", "", Layout(shard=4), tuple(RULES)),
     ],
 )
 def test_steps_do_not_depend_on_the_layout(
