@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llm_pretrain.branch.plan import planned_steps
 from llm_pretrain.branch.reconcile import UNDER_WAY, Action, Look, Row, compare
 from llm_pretrain.branch.reconcile import apply as create_branches
 from llm_pretrain.config.cluster import ClusterConfig
@@ -128,8 +129,10 @@ def _standing(stem: Stem, look: Look) -> Standing:
 
 
 def _plans(run: Seen, stem: Stem) -> bool:
-    """Whether the run's own plan has the branches that are wanted now."""
-    return all(spec in run.config.plan for spec in stem.config.plan)
+    """Whether the run keeps every checkpoint that the branches wanted now start from."""
+    if all(spec in run.config.plan for spec in stem.config.plan):
+        return True
+    return planned_steps(stem.config) <= planned_steps(run.config)
 
 
 def _obtain(standing: Standing, cluster: Callable[[TrainConfig], ClusterConfig]) -> Run:

@@ -1,5 +1,7 @@
 """From a study's file to its runs: names, steps, rates, costs; and what is refused."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -23,6 +25,7 @@ from llm_pretrain.study.config import (
 from llm_pretrain.study.expand import Stem, stems
 from llm_pretrain.study.reconcile import survey
 from llm_pretrain.study.savings import reuse_ratio
+from tests.support import ROOT
 
 Cli = Callable[..., int]
 WSD = CooldownConfig(length=Duration.parse("20%"))
@@ -211,3 +214,9 @@ def test_commands_refuse_before_anything_is_there(
         assert cli(*arguments) == 2, arguments
         assert message in capsys.readouterr().err, arguments
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_needs_no_torch() -> None:
+    asks = "from llm_pretrain.cli import dispatch; dispatch(['study', 'plan', 'study=mini'])"
+    code = f"import sys; {asks}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
