@@ -25,6 +25,7 @@ _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns 
   llm-pretrain schedule show [RUN] [KEY=VALUE ...]    the learning rate, phase by phase, drawn
   llm-pretrain theory bound|transfer|extend|compare   what the theory says about learning rates
   llm-pretrain reanalyse RUNS.json                    published logs against theory and predictor
+  llm-pretrain laws   fit|compare FILE...             scaling laws of losses, with intervals
 
 'llm-pretrain train --help', 'branch', 'study', 'estimate' and 'bench --help' explain every KEY.
 Exit codes: 0 done, 1 another rank was lost, 2 bad input, 3 estimate: it does not fit, 75 stopped on
@@ -53,6 +54,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         "schedule": _schedule,
         "theory": _theory,
         "reanalyse": _reanalyse,
+        "laws": _laws,
     }
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_HELP)
@@ -175,6 +177,17 @@ def _reanalyse(arguments: Sequence[str]) -> int:
     from llm_pretrain.reanalyse.command import reanalyse
 
     return reanalyse(arguments)
+
+
+def _laws(arguments: Sequence[str]) -> int:
+    if not arguments or any(a in ("--help", "-h") for a in arguments):
+        from llm_pretrain.scaling.help import HELP
+
+        print(HELP)
+        return EXIT_OK
+    from llm_pretrain.scaling.command import laws
+
+    return laws(arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,248 @@
+"""The command `laws`: results in, laws out."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Grid
+
+from llm_pretrain import atomic
+from llm_pretrain.config.arguments import option
+from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean
+from llm_pretrain.reanalyse.words import SOURCE
+from llm_pretrain.records import now
+from llm_pretrain.scaling import words
+from llm_pretrain.scaling.compare import Comparison, compare
+from llm_pretrain.scaling.laws import Laws, fit
+from llm_pretrain.scaling.paper import Attention, Counting, Embedding
+from llm_pretrain.scaling.points import Point
+from llm_pretrain.scaling.read import Table, read
+from llm_pretrain.scaling.render import show
+from llm_pretrain.terminal import write
+
+_WIDTH = 120
+"""Of tables in a pipe or file."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The options, checked."""
+
+    paths: list[Path]
+    counting: Counting
+    counting_given: bool
+    budgets: list[float]
+    page: Path | None
+    figure: Path | None
+    as_json: bool
+
+
+def laws(arguments: Sequence[str]) -> int:
+    """Run `llm-pretrain laws ARGUMENTS`; the exit code. Raises UserError for bad input."""
+    commands = {"fit": _fit, "compare": _compare}
+    if arguments[0] not in commands:
+        raise UserError(f"laws {arguments[0]}: {did_you_mean(arguments[0], commands)}")
+    return commands[arguments[0]](_parse(arguments[1:]))
+
+
+def _fit(asked: _Asked) -> int:
+    if asked.figure:
+        raise UserError("--figure: of `laws compare`; `laws fit` draws on its page (--out)")
+    table = _read(asked)
+    by_source: dict[str, list[Point]] = {}
+    for point in table.points:
+        by_source.setdefault(point.source, []).append(point)
+    found = {source: _fitted(points) for source, points in by_source.items()}
+    if not any(isinstance(law, Laws) for law in found.values()):
+        raise UserError("\n".join(f"{s}: {law}" for s, law in found.items()) or "no results")
+    fits = [law for law in found.values() if isinstance(law, Laws)]
+    if asked.budgets and not any(law.parametric for law in fits):
+        raise UserError(f"--budget: {fits[0].notes[0]}")
+    if asked.page:
+        # Plotly takes a while to import: only where something is drawn.
+        from llm_pretrain.scaling.page import render  # noqa: PLC0415
+
+        name = ", ".join(path.name for path in asked.paths)
+        said = _said(table, asked.counting)
+        page = render(name, found, table.excluded, budgets=asked.budgets, said=said, made=now())
+        _write(asked.page, page)
+    if asked.as_json:
+        data = {
+            "counting": _said(table, asked.counting),
+            "laws": {s: law if isinstance(law, str) else asdict(law) for s, law in found.items()},
+            "optima": {s: _optima(law, asked.budgets) for s, law in found.items()},
+            "excluded": [asdict(one) for one in table.excluded],
+        }
+        write(json.dumps(data, indent=1) + "\n")
+        return EXIT_OK
+    _show_fits(found, table, asked)
+    return EXIT_OK
+
+
+def _show_fits(found: Mapping[str, Laws | str], table: Table, asked: _Asked) -> None:
+    console = _console()
+    with console.capture() as captured:
+        for source, law in found.items():
+            console.print(f"[bold]Law of {escape(source)}[/]", highlight=False)
+            if isinstance(law, str):
+                console.print(law, highlight=False, markup=False)
+            else:
+                show(law, console, asked.budgets)
+        for text in [*_said(table, asked.counting), *words.excluded(table.excluded)]:
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(words.INTERVALS, highlight=False)
+    write(captured.get() + (f"{asked.page}\n" if asked.page else ""))
+
+
+def _compare(asked: _Asked) -> int:
+    if asked.budgets:
+        raise UserError("--budget: of `laws fit`")
+    table = _read(asked)
+    found = compare(table.points, table.excluded)
+    said = _said(table, asked.counting)
+    if asked.page:
+        from llm_pretrain.scaling.findings import render  # noqa: PLC0415  (plotly, as above)
+
+        name = ", ".join(path.name for path in asked.paths)
+        _write(asked.page, render(found, name, said, now()))
+    if asked.figure:
+        from llm_pretrain.scaling.figure import draw  # noqa: PLC0415  (matplotlib)
+
+        draw(found, asked.figure)
+    if asked.as_json:
+        source = [SOURCE] if table.published else []
+        write(json.dumps({"source": source, "counting": said, **asdict(found)}, indent=1) + "\n")
+    else:
+        _show(found, said, asked)
+    return EXIT_OK
+
+
+def _show(found: Comparison, said: Sequence[str], asked: _Asked) -> None:
+    from llm_pretrain.scaling import findings  # noqa: PLC0415  (it can draw, with plotly)
+
+    console = _console()
+    with console.capture() as captured:
+        grid = Grid("parameter", *findings.titles(found))
+        for row in findings.parameter_rows(found):
+            grid.add_row(*row)
+        console.print(grid)
+        grid = Grid("cosine less cooldown", "95%", "zero inside")
+        for row in findings.difference_rows(found):
+            grid.add_row(*row)
+        console.print(grid)
+        grid = Grid("source", "tokens", "measured", "predicted (95%)", "predicted less measured")
+        for one in found.held:
+            grid.add_row(*findings.held_row(one))
+        console.print(grid)
+        left = [f"Left out: {len(found.excluded)} runs; --json and --out name each with its reason"]
+        for text in [*findings.paragraphs(found), *said, words.INTERVALS, *left]:
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+    write(captured.get() + "".join(f"{path}\n" for path in (asked.page, asked.figure) if path))
+
+
+def _fitted(points: Sequence[Point]) -> Laws | str:
+    """A law, or why there is none."""
+    try:
+        return fit(points)
+    except UserError as error:
+        return str(error)
+
+
+def _optima(law: Laws | str, budgets: Sequence[float]) -> list[object]:
+    if isinstance(law, str):
+        return []
+    return [asdict(found) for flops in budgets for found in law.optima(flops)]
+
+
+def _read(asked: _Asked) -> Table:
+    table = read(asked.paths, asked.counting)
+    if asked.counting_given and not table.published:
+        raise UserError(
+            "--embedding, --attention: for published runs only; in a table, params and flops say "
+            "themselves what they count"
+        )
+    return table
+
+
+def _said(table: Table, counting: Counting) -> list[str]:
+    """What N and C count."""
+    if not table.published:
+        flops = "the column flops" if table.counted else "6 N D, as there is no column flops"
+        return [f"N: the column params. C: {flops}."]
+    embedding = "with" if counting.embedding == "counted" else "without"
+    scores = "all scores" if counting.attention == "full" else "unmasked scores only"
+    return [
+        f"N: all trained parameters {embedding} the embedding. C: counted product by product, "
+        f"attention with {scores}. Averages: measured on 32 batches, 0.0355 nats added for the "
+        "difference to the whole validation set."
+    ]
+
+
+def _parse(arguments: Sequence[str]) -> _Asked:
+    rest, budget = option(arguments, "--budget", "a number of FLOPs, such as 1e21")
+    rest, page = option(rest, "--out", "one PAGE.html")
+    rest, figure = option(rest, "--figure", "one FILE.svg")
+    rest, embedding = option(rest, "--embedding", "counted or left-out")
+    rest, attention = option(rest, "--attention", "full or causal")
+    as_json = "--json" in rest
+    rest = [word for word in rest if word != "--json"]
+    for word in rest:
+        if word.startswith("-"):
+            known = ("--budget", "--out", "--figure", "--embedding", "--attention", "--json")
+            raise UserError(f"{word}: unknown option; {did_you_mean(word, known)}")
+    if not rest:
+        raise UserError("laws: name a file with results; `llm-pretrain laws --help` says which")
+    for name, value, valid in (
+        ("--embedding", embedding, get_args(Embedding)),
+        ("--attention", attention, get_args(Attention)),
+    ):
+        if value is not None and value not in valid:
+            raise UserError(f"{name}: '{value}'; valid: {', '.join(valid)}")
+    counting = Counting(embedding or "counted", attention or "full")  # type: ignore[arg-type]
+    return _Asked(
+        paths=[Path(word) for word in rest],
+        counting=counting,
+        counting_given=embedding is not None or attention is not None,
+        budgets=[_budget(text) for text in budget.split(",")] if budget is not None else [],
+        page=_place("--out", page),
+        figure=_place("--figure", figure),
+        as_json=as_json,
+    )
+
+
+def _budget(text: str) -> float:
+    try:
+        flops = float(text)
+    except ValueError:
+        flops = math.nan
+    if not (math.isfinite(flops) and flops > 0):
+        raise UserError(f"--budget: '{text}' is no number of FLOPs; use 1e21, for example")
+    return flops
+
+
+def _place(name: str, text: str | None) -> Path | None:
+    if text is None:
+        return None
+    path = Path(text)
+    if not text or path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{name}: '{text}' is no file in a folder that exists")
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        atomic.write_text(path, text)
+    except OSError as error:
+        raise UserError(f"--out: {path} cannot be written ({error.strerror})") from error
+
+
+def _console() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDTH)
+    return console
