@@ -110,6 +110,8 @@ apply   starts what is missing: trunks first, branches when their checkpoints ar
 watch   is apply that looks again every 30 seconds, or --every SECONDS, until all has ended
 fit     fits scaling laws to what was measured, with intervals; --json for a program
 report  writes the page runs/NAME/study.html, or --out FILE
+        --embedding counted|left-out  whether N has the embedding's parameters; counted by default
+        --attention full|causal       whether C has masked scores; full by default
 
 Any field of a run may be given beside and is for all runs (see llm-pretrain train --help).
 """

@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,8 +17,8 @@ from llm_pretrain.reanalyse.words import SOURCE
 from llm_pretrain.records import now
 from llm_pretrain.scaling import words
 from llm_pretrain.scaling.compare import Comparison, compare
-from llm_pretrain.scaling.laws import Laws, fit
-from llm_pretrain.scaling.paper import Attention, Counting, Embedding
+from llm_pretrain.scaling.counting import Counting
+from llm_pretrain.scaling.laws import Laws, fit_or_reason
 from llm_pretrain.scaling.points import Point
 from llm_pretrain.scaling.read import Table, read
 from llm_pretrain.scaling.render import show
@@ -57,7 +56,7 @@ def _fit(asked: _Asked) -> int:
     by_source: dict[str, list[Point]] = {}
     for point in table.points:
         by_source.setdefault(point.source, []).append(point)
-    found = {source: _fitted(points) for source, points in by_source.items()}
+    found = {source: fit_or_reason(points) for source, points in by_source.items()}
     if not any(isinstance(law, Laws) for law in found.values()):
         raise UserError("\n".join(f"{s}: {law}" for s, law in found.items()) or "no results")
     fits = [law for law in found.values() if isinstance(law, Laws)]
@@ -145,14 +144,6 @@ def _show(found: Comparison, said: Sequence[str], asked: _Asked) -> None:
     write(captured.get() + "".join(f"{path}\n" for path in (asked.page, asked.figure) if path))
 
 
-def _fitted(points: Sequence[Point]) -> Laws | str:
-    """A law, or why there is none."""
-    try:
-        return fit(points)
-    except UserError as error:
-        return str(error)
-
-
 def _optima(law: Laws | str, budgets: Sequence[float]) -> list[object]:
     if isinstance(law, str):
         return []
@@ -174,12 +165,9 @@ def _said(table: Table, counting: Counting) -> list[str]:
     if not table.published:
         flops = "the column flops" if table.counted else "6 N D, as there is no column flops"
         return [f"N: the column params. C: {flops}."]
-    embedding = "with" if counting.embedding == "counted" else "without"
-    scores = "all scores" if counting.attention == "full" else "unmasked scores only"
     return [
-        f"N: all trained parameters {embedding} the embedding. C: counted product by product, "
-        f"attention with {scores}. Averages: measured on 32 batches, 0.0355 nats added for the "
-        "difference to the whole validation set."
+        f"{counting} Averages: measured on 32 batches, 0.0355 nats added for the difference to the "
+        "whole validation set."
     ]
 
 
@@ -187,8 +175,7 @@ def _parse(arguments: Sequence[str]) -> _Asked:
     rest, budget = option(arguments, "--budget", "a number of FLOPs, such as 1e21")
     rest, page = option(rest, "--out", "one PAGE.html")
     rest, figure = option(rest, "--figure", "one FILE.svg")
-    rest, embedding = option(rest, "--embedding", "counted or left-out")
-    rest, attention = option(rest, "--attention", "full or causal")
+    rest, counting = Counting.parse(rest)
     as_json = "--json" in rest
     rest = [word for word in rest if word != "--json"]
     for word in rest:
@@ -197,17 +184,10 @@ def _parse(arguments: Sequence[str]) -> _Asked:
             raise UserError(f"{word}: unknown option; {did_you_mean(word, known)}")
     if not rest:
         raise UserError("laws: name a file with results; `llm-pretrain laws --help` says which")
-    for name, value, valid in (
-        ("--embedding", embedding, get_args(Embedding)),
-        ("--attention", attention, get_args(Attention)),
-    ):
-        if value is not None and value not in valid:
-            raise UserError(f"{name}: '{value}'; valid: {', '.join(valid)}")
-    counting = Counting(embedding or "counted", attention or "full")  # type: ignore[arg-type]
     return _Asked(
         paths=[Path(word) for word in rest],
-        counting=counting,
-        counting_given=embedding is not None or attention is not None,
+        counting=counting or Counting(),
+        counting_given=counting is not None,
         budgets=[_budget(text) for text in budget.split(",")] if budget is not None else [],
         page=_place("--out", page),
         figure=_place("--figure", figure),

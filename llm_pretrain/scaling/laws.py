@@ -145,6 +145,14 @@ def fit(
     )
 
 
+def fit_or_reason(points: Sequence[Point]) -> Laws | str:
+    """The laws of `points`, or why there is none."""
+    try:
+        return fit(points)
+    except UserError as error:
+        return str(error)
+
+
 def _in_tokens(kept: list[Point], excluded: list[Excluded], draws: int, seed: int) -> Laws:
     """Laws in tokens of single sizes, where more is not possible. Raises UserError."""
     single = [tokens_only(own, draws, seed) for own in _by_size(kept)]

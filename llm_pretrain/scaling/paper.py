@@ -2,32 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from llm_pretrain.config.schema import ModelConfig
-from llm_pretrain.model.flops import flops_per_token, parameter_count
 from llm_pretrain.reanalyse.comparisons import COSINE_FLOOR, is_share, model
 from llm_pretrain.reanalyse.load import OFFSET, PaperRun
+from llm_pretrain.scaling.counting import Counting
 from llm_pretrain.scaling.points import Excluded, Point
 
-Embedding = Literal["counted", "left-out"]
-Attention = Literal["full", "causal"]
 _VOCABULARY = 50_304
 _HEAD = 64
 _SEQUENCE = 512
 _EVERY = 200
 """Updates between two evaluations of an average."""
-
-
-@dataclass(frozen=True)
-class Counting:
-    """What a parameter and an operation is."""
-
-    embedding: Embedding = "counted"
-    """Whether the (tied) embedding's parameters are part of N."""
-    attention: Attention = "full"
-    """Whether masked scores count as operations: full, or causal, which counts half of them."""
 
 
 def config(size: tuple[int, int]) -> ModelConfig:
@@ -64,9 +50,9 @@ def points_of(runs: Sequence[PaperRun], counting: Counting) -> tuple[list[Point]
     return points, excluded
 
 
-def training_flops(size: tuple[int, int], tokens: float, attention: Attention) -> float:
+def training_flops(size: tuple[int, int], tokens: float, counting: Counting) -> float:
     """Of training this model on so many tokens."""
-    return tokens * flops_per_token(config(size), _SEQUENCE, attention == "causal")
+    return counting.flops(config(size), _SEQUENCE, tokens)
 
 
 def _points(run: PaperRun, counting: Counting) -> list[Point] | str:
@@ -103,9 +89,7 @@ def _unfit(run: PaperRun) -> str:
 
 def _point(run: PaperRun, counting: Counting, step: int, loss: float, source: str) -> Point:
     tokens = float(step * run.tokens_per_step)
-    params = parameter_count(config(run.size))
-    if counting.embedding == "left-out":
-        params -= _VOCABULARY * run.width
-    flops = training_flops(run.size, tokens, counting.attention)
+    params = counting.params(config(run.size))
+    flops = training_flops(run.size, tokens, counting)
     name = run.name if step == run.total else f"{run.name} at step {step}"
     return Point(name, model(run.size), float(params), tokens, loss, flops, source)

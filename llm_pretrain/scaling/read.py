@@ -11,7 +11,8 @@ from typing import Any
 
 from llm_pretrain.errors import UserError, did_you_mean
 from llm_pretrain.reanalyse.load import load
-from llm_pretrain.scaling.paper import Counting, points_of
+from llm_pretrain.scaling.counting import Counting
+from llm_pretrain.scaling.paper import points_of
 from llm_pretrain.scaling.points import Excluded, Point
 
 _NEEDED = ("params", "tokens", "loss")

@@ -18,6 +18,7 @@ from llm_pretrain.config.compose import compose_command, override
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import EXIT_CONTINUE, EXIT_FAILED, EXIT_OK, UserError, did_you_mean
 from llm_pretrain.records import now
+from llm_pretrain.scaling.counting import Counting
 from llm_pretrain.study import show
 from llm_pretrain.study.budget import Budget, budget, check_limits
 from llm_pretrain.study.config import StudyArgs, StudyConfig
@@ -128,8 +129,9 @@ def _start(asked: Study, *, once: bool, seconds: float) -> int:
 
 def _fit(arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments
-    asked = _read([a for a in arguments if a != "--json"])
-    found = _results(asked)
+    rest, counting = Counting.parse([a for a in arguments if a != "--json"])
+    asked = _read(rest)
+    found = _results(asked, counting)
     # SciPy takes a while to import.
     from llm_pretrain.scaling.render import show as show_laws  # noqa: PLC0415
     from llm_pretrain.study.laws import fits  # noqa: PLC0415
@@ -139,6 +141,7 @@ def _fit(arguments: Sequence[str]) -> int:
         spent = savings(asked.folder)
         data = {
             "study": asked.config.name,
+            "counting": str(counting or Counting()),
             "laws": {n: law if isinstance(law, str) else asdict(law) for n, law in laws.items()},
             "losses": [asdict(one.point) for one in found.measured],
             "excluded": [asdict(one) for one in found.excluded],
@@ -154,22 +157,32 @@ def _fit(arguments: Sequence[str]) -> int:
             console.print(law, highlight=False, markup=False)
         else:
             show_laws(law, console)
+    console.print(str(counting or Counting()), highlight=False)
     show.savings(savings(asked.folder), console)
     return EXIT_OK
 
 
 def _report(arguments: Sequence[str]) -> int:
     rest, text = option(arguments, "--out", "the page's path")
+    rest, counting = Counting.parse(rest)
     asked = _read(rest)
     output = Path(text) if text else asked.folder / "study.html"
-    found = _results(asked)
+    found = _results(asked, counting)
     from llm_pretrain.study.laws import fits  # noqa: PLC0415  (as above)
     from llm_pretrain.study.page import render  # noqa: PLC0415
 
     planned = asked.budget(asked.survey())
     laws = fits(asked.config, found)
     spent = savings(asked.folder)
-    page = render(asked.config, found, planned=planned, laws=laws, spent=spent, made=now())
+    page = render(
+        asked.config,
+        found,
+        planned=planned,
+        laws=laws,
+        spent=spent,
+        counting=str(counting or Counting()),
+        made=now(),
+    )
     try:
         atomic.write_text(output, page)
     except OSError as error:
@@ -179,8 +192,8 @@ def _report(arguments: Sequence[str]) -> int:
     return EXIT_OK
 
 
-def _results(asked: Study) -> Found:
-    found = collect(asked.stems)
+def _results(asked: Study, counting: Counting | None) -> Found:
+    found = collect(asked.stems, counting)
     if not found.measured:
         raise UserError(
             f"study={asked.config.name}: nothing has been measured in {asked.folder} yet; train it "

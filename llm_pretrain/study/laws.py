@@ -1,7 +1,6 @@
 """Which laws a study fits: one for each kind of result that has enough of them."""
 
-from llm_pretrain.errors import UserError
-from llm_pretrain.scaling.laws import Laws, fit
+from llm_pretrain.scaling.laws import Laws, fit_or_reason
 from llm_pretrain.study.config import StudyConfig, labels
 from llm_pretrain.study.results import Found
 
@@ -15,10 +14,6 @@ def fits(study: StudyConfig, found: Found) -> dict[str, Laws | str]:
     laws: dict[str, Laws | str] = {}
     for label in order:
         points = found.points(label)
-        if not points:
-            continue
-        try:
-            laws[label] = fit(points)
-        except UserError as error:
-            laws[label] = str(error)
+        if points:
+            laws[label] = fit_or_reason(points)
     return laws

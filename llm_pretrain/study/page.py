@@ -22,9 +22,10 @@ def render(
     planned: Budget,
     laws: Mapping[str, Laws | str],
     spent: Savings | None,
+    counting: str,
     made: str,
 ) -> str:
-    """The whole page as HTML; `made` is the time."""
+    """The whole page as HTML; `counting` says what N and C are, `made` is the time."""
     done = sum(not line.left for line in planned.lines)
     parts = [
         f"<h1>Study {study.name}</h1>",
@@ -32,6 +33,7 @@ def render(
         paragraph(f"{done} of {words.plural(len(planned.lines), 'run')} finished."),
         _losses(study, found),
         *(_law(label, law, found) for label, law in laws.items()),
+        paragraph(counting, "note"),
         section("savings", "What reuse saved", *map(paragraph, show.saved(spent))),
         _runs(planned),
         paragraph(f"Made {made} by llm-pretrain {__version__}.", "note"),

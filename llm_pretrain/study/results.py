@@ -10,10 +10,10 @@ from typing import Any
 
 from llm_pretrain.config.average import BEST
 from llm_pretrain.errors import UserError
-from llm_pretrain.model.flops import parameter_count
 from llm_pretrain.runs import Run
+from llm_pretrain.scaling.counting import Counting
 from llm_pretrain.scaling.points import Excluded, Point
-from llm_pretrain.study.cost import flops_of, tokens_of
+from llm_pretrain.study.cost import tokens_of
 from llm_pretrain.study.expand import Result, Stem
 
 
@@ -70,8 +70,9 @@ def paired(ours: dict[int, float], others: dict[int, float]) -> Mean | None:
     return Mean.of([ours[seed] - others[seed] for seed in seeds]) if seeds else None
 
 
-def collect(stems: Sequence[Stem]) -> Found:
-    """Read every result of a study."""
+def collect(stems: Sequence[Stem], counting: Counting | None = None) -> Found:
+    """Read every result of a study. `counting`: of N and C in the points for laws."""
+    counts = counting or Counting()
     measured: list[Measured] = []
     excluded: list[Excluded] = []
     for stem in stems:
@@ -82,7 +83,7 @@ def collect(stems: Sequence[Stem]) -> Found:
                 if isinstance(loss, str):
                     excluded.append(Excluded(_named(result), loss))
                 else:
-                    measured.append(_measured(stem, result, loss))
+                    measured.append(_measured(stem, result, loss, counts))
     return Found(tuple(measured), tuple(excluded))
 
 
@@ -137,14 +138,16 @@ def _named(result: Result) -> str:
     return result.run.name
 
 
-def _measured(stem: Stem, result: Result, loss: float) -> Measured:
+def _measured(stem: Stem, result: Result, loss: float, counts: Counting) -> Measured:
+    config = stem.config
+    tokens = tokens_of(config, 0, result.horizon)
     point = Point(
         run=_named(result),
         size=result.size,
-        params=parameter_count(stem.config.model),
-        tokens=tokens_of(stem.config, 0, result.horizon),
+        params=counts.params(config.model),
+        tokens=tokens,
         loss=loss,
-        flops=flops_of(stem.config, 0, result.horizon),
+        flops=counts.flops(config.model, config.data.sequence_length, tokens),
         source=_source(result),
         seed=result.seed,
     )

@@ -15,8 +15,8 @@ from llm_pretrain.errors import guarded
 from llm_pretrain.reanalyse.words import SOURCE
 from llm_pretrain.scaling import findings
 from llm_pretrain.scaling.compare import Comparison, compare
+from llm_pretrain.scaling.counting import Counting
 from llm_pretrain.scaling.figure import draw
-from llm_pretrain.scaling.paper import Counting
 from llm_pretrain.scaling.read import read
 
 HERE = Path(__file__).parent

@@ -11,8 +11,9 @@ from known import points
 from llm_pretrain.errors import UserError
 from llm_pretrain.model.flops import flops_per_token
 from llm_pretrain.reanalyse.load import load
+from llm_pretrain.scaling.counting import Counting
 from llm_pretrain.scaling.laws import fit
-from llm_pretrain.scaling.paper import Counting, config, points_of
+from llm_pretrain.scaling.paper import config, points_of
 from llm_pretrain.scaling.points import Point, sift
 from llm_pretrain.scaling.read import read
 

@@ -10,6 +10,7 @@ from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import compose_command
 from llm_pretrain.errors import guarded
 from llm_pretrain.runs import Run
+from llm_pretrain.scaling.counting import Counting
 from llm_pretrain.schedule.schedule import schedule_of
 from llm_pretrain.study.config import StudyArgs
 from llm_pretrain.study.expand import Stem, stems
@@ -125,6 +126,21 @@ def test_results(study: Apply) -> None:
     # 2 blocks of 4 matrices of 32 x 32 and 3 of 32 x 64, a head of 512; attention a full square.
     products = 2 * (2 * (4 * 32 * 32 + 3 * 32 * 64) + 4 * 32 * sequence) + 2 * 32 * 512
     assert (point.tokens, point.flops) == (tokens, 3 * products * tokens)
+
+
+def test_what_is_counted_is_a_choice(study: Apply, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = {p.run: p for p in collect(expanded()).points("wsd")}
+    other = Counting(embedding="left-out", attention="causal")
+    for point in collect(expanded(), other).points("wsd"):
+        assert whole[point.run].params - point.params == 512 * 32
+        # Of 32 keys a token attends to 33 / 2 on average: queries of 32 channels in 2 blocks.
+        saved = 3 * 2 * 4 * 32 * (32 - 33 / 2)
+        assert whole[point.run].flops - point.flops == saved * point.tokens
+    assert study("fit", "--embedding", "left-out", "--attention=causal") == 0
+    assert "without the embedding. C: counted product by product, attention with unmasked" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    assert study("fit", "--embedding", "none") == 2
 
 
 def test_savings_are_counted_from_the_runs(study: Apply) -> None:
