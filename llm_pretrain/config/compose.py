@@ -42,12 +42,14 @@ def conf_dir() -> Path:
 
 
 def groups(search: Sequence[Path] = ()) -> dict[str, list[str]]:
-    """Config groups and their options, as 'model' -> ['demo', 'paper/124m', ...]."""
+    """Config groups of a run and their options, as 'model' -> ['demo', 'paper/124m', ...]."""
+    of_runs = {"experiment", *schema.TrainConfig.__dataclass_fields__}
     found: dict[str, set[str]] = {}
     for root in (conf_dir(), *search):
         for file in root.glob("*/**/*.yaml"):
             group, *option = file.relative_to(root).with_suffix("").parts
-            found.setdefault(group, set()).add("/".join(option))
+            if group in of_runs:
+                found.setdefault(group, set()).add("/".join(option))
     return {group: sorted(options) for group, options in sorted(found.items())}
 
 
