@@ -42,14 +42,12 @@ def conf_dir() -> Path:
 
 
 def groups(search: Sequence[Path] = ()) -> dict[str, list[str]]:
-    """Config groups of a run and their options, as 'model' -> ['demo', 'paper/124m', ...]."""
-    of_runs = {"experiment", *schema.TrainConfig.__dataclass_fields__}
+    """Config groups and their options, as 'model' -> ['demo', 'paper/124m', ...]."""
     found: dict[str, set[str]] = {}
     for root in (conf_dir(), *search):
         for file in root.glob("*/**/*.yaml"):
             group, *option = file.relative_to(root).with_suffix("").parts
-            if group in of_runs:
-                found.setdefault(group, set()).add("/".join(option))
+            found.setdefault(group, set()).add("/".join(option))
     return {group: sorted(options) for group, options in sorted(found.items())}
 
 
