@@ -79,16 +79,18 @@ def test_cfg_hydra_and_info_work() -> None:
 
 @pytest.mark.slow
 def test_multirun_gives_one_directory_each(tmp_path: Path, tiny_corpus: Path, cache: Path) -> None:
+    """Two at a time; the README's, one after the other, is run with its other commands."""
     arguments = [a for a in tiny(tmp_path) if not a.startswith("run.dir")]
     done = command(
         "train", "--multirun", *arguments, f"run.root={tmp_path}", f"data.cache={cache}",
-        "schedule.total=8 steps", "optimizer.lr=1e-3,2e-3",
+        "schedule.total=8 steps", "optimizer.lr=1e-3,2e-3", "cluster.jobs=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     names = {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")}
     assert names == {"tiny.optimizer.lr=0.001", "tiny.optimizer.lr=0.002"}
     for name in names:
         assert record(tmp_path / name)["state"] == "finished"
+        assert "step 8/8" in (tmp_path / name / "jobs" / "local.log").read_text()
     rates = {metrics(tmp_path / name)[-2]["lr"] for name in names}
     assert rates == {1e-3, 2e-3}
 

@@ -72,7 +72,7 @@ def _hydra(
     if "--multirun" in flags or "-m" in flags:
         for combination in composing.sweep(parsed):
             config = composing.compose(combination, config_dir)
-            if not stays_here(config):
+            if not stays_here(config, alone=False):
                 check_job(config)
     composing.register()
     codes: list[int] = []
@@ -126,7 +126,7 @@ def _job(composed: Any, swept: set[str], waiting: list[tuple[Run, ClusterConfig]
         place = str(Path(config.run.dir).with_name(name))
         config = replace(config, run=replace(config.run, name=name, dir=place))
     plain = [o.lstrip("+") for o in overrides]
-    if stays_here(config):
+    if stays_here(config, alone=not swept):
         return start(config, plain)
     config = placed(config, plain)
     if not done(config, Path(config.run.dir)):

@@ -142,10 +142,14 @@ def done(config: TrainConfig, path: Path) -> bool:
     return True
 
 
-def stays_here(config: TrainConfig) -> bool:
-    """Whether this process trains the run, alone or as a rank that torchrun or Slurm started."""
+def stays_here(config: TrainConfig, *, alone: bool = True) -> bool:
+    """Whether this process trains the run, alone or as a rank that torchrun or Slurm started.
+
+    `alone`: the command has no other run that may be trained at the same time.
+    """
     rank = "RANK" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ
-    return rank or config.cluster.launcher == "here"
+    here = config.cluster.launcher == "here" and (alone or config.cluster.jobs == 1)
+    return rank or here
 
 
 def _train(config: TrainConfig, path: Path, overrides: Sequence[str], patience: float = 0.0) -> int:
