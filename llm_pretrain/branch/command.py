@@ -9,6 +9,7 @@ from llm_pretrain.branch.forecast import forecast
 from llm_pretrain.branch.reconcile import Look, apply, compare, wanted
 from llm_pretrain.branch.show import show
 from llm_pretrain.branch.watch import Watcher
+from llm_pretrain.config.arguments import seconds_option
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose_branch, override
 from llm_pretrain.config.rules import check_branch_spec
@@ -30,7 +31,7 @@ def branch(arguments: Sequence[str]) -> int:
         print(branch_help())
         return EXIT_OK
     action, *overrides = arguments
-    overrides, seconds = _every(overrides)
+    overrides, seconds = seconds_option(overrides, "--every", _WATCH_SECONDS)
     if action not in _ACTIONS:
         raise UserError(f"branch {action}: no such command; {did_you_mean(action, _ACTIONS)}")
     # `branch watch RUN` reads better than with parent=, and nothing else has no equals sign.
@@ -65,21 +66,6 @@ def branch(arguments: Sequence[str]) -> int:
         print("nothing to start")
         return EXIT_OK
     return launch_all(runs, cluster)
-
-
-def _every(arguments: Sequence[str]) -> tuple[list[str], float]:
-    """The arguments without `--every SECONDS`, and these. Raises UserError."""
-    kept, seconds = [], _WATCH_SECONDS
-    pending = iter(arguments)
-    for argument in pending:
-        if argument != "--every":
-            kept.append(argument)
-            continue
-        text = next(pending, "")
-        if not text.replace(".", "", 1).isdigit() or float(text) <= 0:
-            raise UserError(f"--every: '{text}' is no number of seconds; use 30, for example")
-        seconds = float(text)
-    return kept, seconds
 
 
 def _specs(parent: Run, asked: BranchArgs) -> list[BranchSpec]:

@@ -53,6 +53,16 @@ def option(
     return rest, value
 
 
+def seconds_option(arguments: Sequence[str], name: str, default: float) -> tuple[list[str], float]:
+    """The arguments without an option that takes seconds, and these. Raises UserError."""
+    rest, text = option(arguments, name, "a number of seconds, such as 30")
+    if text is None:
+        return rest, default
+    if not text.replace(".", "", 1).isdigit() or float(text) <= 0:
+        raise UserError(f"{name}: '{text}' is no number of seconds; use 30, for example")
+    return rest, float(text)
+
+
 def compose_only(
     command: str, overrides: Sequence[str], flags: Sequence[str], known: Sequence[str], about: str
 ) -> None:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from llm_pretrain import atomic
-from llm_pretrain.config.arguments import option, split_arguments
+from llm_pretrain.config.arguments import option, seconds_option, split_arguments
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose_command, override
 from llm_pretrain.config.schema import TrainConfig
@@ -96,11 +96,8 @@ def _apply(arguments: Sequence[str]) -> int:
 
 
 def _watch(arguments: Sequence[str]) -> int:
-    rest, text = option(arguments, "--every", "a number of seconds, such as 30")
-    text = text or str(_LOOK_SECONDS)
-    if not text.replace(".", "", 1).isdigit() or float(text) <= 0:
-        raise UserError(f"--every: '{text}' is no number of seconds; use 30, for example")
-    return _start(_read(rest), once=False, seconds=float(text))
+    rest, seconds = seconds_option(arguments, "--every", _LOOK_SECONDS)
+    return _start(_read(rest), once=False, seconds=seconds)
 
 
 def _start(asked: Study, *, once: bool, seconds: float) -> int:
