@@ -45,15 +45,7 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
-	$(BIN)/python -m benchmarks.loop
-	$(BIN)/python -m benchmarks.save
-	$(BIN)/python -m benchmarks.reshard
-	$(BIN)/python -m benchmarks.engines
-	$(BIN)/python -m benchmarks.loader
-	$(BIN)/python -m benchmarks.startup
-	$(BIN)/python -m benchmarks.reconcile
-	$(BIN)/python -m benchmarks.file_operations
-	$(BIN)/python -m benchmarks.theory
+	$(BIN)/python -m benchmarks.collect
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
