@@ -52,7 +52,7 @@ def train_run(path: Path, patience: float = 0.0) -> int:
     """
 
     def train(_: Sequence[str]) -> int:
-        from llm_pretrain.train.start import train_here  # noqa: PLC0415  (torch)
+        from llm_pretrain.train.session import train_here  # noqa: PLC0415  (torch)
 
         try:
             return train_here(path, patience=patience)

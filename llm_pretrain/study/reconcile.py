@@ -16,7 +16,8 @@ from llm_pretrain.runs import Run, Seen
 from llm_pretrain.schedule.schedule import schedule_of
 from llm_pretrain.study.cost import flops_of
 from llm_pretrain.study.expand import Stem
-from llm_pretrain.train.start import change, check_job
+from llm_pretrain.train.directory import change
+from llm_pretrain.train.start import check_job
 
 Launch = Callable[[Sequence[Run], ClusterConfig], int]
 

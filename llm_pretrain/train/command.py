@@ -13,9 +13,9 @@ from llm_pretrain.config.help import train_help
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import EXIT_CONTINUE, EXIT_OK, UserError, guarded
 from llm_pretrain.runs import Run
+from llm_pretrain.train.directory import done
 from llm_pretrain.train.start import (
     check_job,
-    done,
     enlist,
     launch_all,
     placed,

@@ -36,11 +36,11 @@ from llm_pretrain.train import flight, rollcall
 from llm_pretrain.train.average import averages_of
 from llm_pretrain.train.console import RunConsole
 from llm_pretrain.train.corpus import check_vocabulary, fill_cache, with_own_tokenizer
+from llm_pretrain.train.directory import check_change, done, finished, obtain
 from llm_pretrain.train.hardware import device_name
 from llm_pretrain.train.interrupt import watch
 from llm_pretrain.train.loop import Calendar, Outcome, Trainer
 from llm_pretrain.train.lost import Witness
-from llm_pretrain.train.start import check_change, finished, obtain
 from llm_pretrain.train.state import restore
 from llm_pretrain.train.watchdog import Watchdog
 from llm_pretrain.world import World, join
@@ -267,6 +267,15 @@ def run_session(
             require_deepspeed()
         settled = settle(config, world)
         return Session(config, settled, path, overrides, world, hosts, patience).run()
+
+
+def train_here(path: Path, *, patience: float = 0.0) -> int:
+    """Train the run at `path` as it is, in this process and those it was started with.
+
+    `patience`: seconds to wait for another process that trains it to end.
+    """
+    config = Run.open(path).config
+    return EXIT_OK if done(config, path) else run_session(config, path, (), patience)
 
 
 def _end(run: Run, outcome: Outcome, console: RunConsole) -> None:

@@ -1,4 +1,4 @@
-"""Start or continue a run: what may differ from what its directory says, and what may not."""
+"""Start or continue a run: in this process, or handed over to others."""
 
 import hashlib
 import json
@@ -8,17 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from llm_pretrain import atomic
-from llm_pretrain.branch.plan import check_plan
-from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import override
-from llm_pretrain.config.diff import all_fields, differences, trajectory
+from llm_pretrain.config.diff import all_fields, differences
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import EXIT_OK, UserError
-from llm_pretrain.records import new_record
 from llm_pretrain.runs import Run
-from llm_pretrain.schedule.schedule import schedule_of
 from llm_pretrain.theory.tuned import source
+from llm_pretrain.train.directory import change, check_change, done, obtain
 
 
 def start(config: TrainConfig, overrides: Sequence[str] = (), *, wait: bool = False) -> int:
@@ -77,28 +74,6 @@ def resume(path: Path, overrides: Sequence[str] = (), *, wait: bool = False) -> 
     return launch_all([run], config.cluster, wait=wait)
 
 
-def change(run: Run, config: TrainConfig) -> None:
-    """Give a run that nobody trains another config, such as a later end.
-
-    Raises UserError when that would change its past, RunInUseError while it is trained.
-    """
-    with run.hold():
-        check_change(run, config)
-        run.rewrite_config(config)
-        if run.record.state == "finished" and not finished(run, config):
-            # Prolonged: it has an end again that it has not reached.
-            run.update(state="interrupted", total=schedule_of(config).total, finished=None)
-
-
-def train_here(path: Path, *, patience: float = 0.0) -> int:
-    """Train the run at `path` as it is, in this process and those it was started with.
-
-    `patience`: seconds to wait for another process that trains it to end.
-    """
-    config = Run.open(path).config
-    return EXIT_OK if done(config, path) else _train(config, path, (), patience)
-
-
 def enlist(config: TrainConfig, overrides: Sequence[str]) -> Run:
     """The directory of a run that a job will train, created if need be.
 
@@ -106,16 +81,6 @@ def enlist(config: TrainConfig, overrides: Sequence[str]) -> Run:
     """
     check_job(config)
     return obtain(config, overrides)
-
-
-def obtain(config: TrainConfig, overrides: Sequence[str]) -> Run:
-    """The directory of the run that `config` describes, created if need be. Raises UserError."""
-    path = Path(config.run.dir)
-    if Run.exists(path):
-        return Run.open(path)
-    total, origin = schedule_of(config).total, source(config)
-    record = new_record(config.run.name, total=total, overrides=overrides, lr_source=origin)
-    return Run.create(config, record)
 
 
 def check_job(config: TrainConfig) -> None:
@@ -133,15 +98,6 @@ def check_launch(cluster: ClusterConfig) -> None:
     check(cluster)
 
 
-def done(config: TrainConfig, path: Path) -> bool:
-    """Whether nothing is left to train, which is said. Raises UserError about the run's plan."""
-    check_plan(config)
-    if not Run.exists(path) or not finished(Run.open(path), config):
-        return False
-    print(f"{path}: finished at step {schedule_of(config).total}; nothing to do")
-    return True
-
-
 def stays_here(config: TrainConfig, *, alone: bool = True) -> bool:
     """Whether this process trains the run, alone or as a rank that torchrun or Slurm started.
 
@@ -152,11 +108,11 @@ def stays_here(config: TrainConfig, *, alone: bool = True) -> bool:
     return rank or here
 
 
-def _train(config: TrainConfig, path: Path, overrides: Sequence[str], patience: float = 0.0) -> int:
+def _train(config: TrainConfig, path: Path, overrides: Sequence[str]) -> int:
     # Imported late: torch takes seconds, which bad input and a finished run need not wait for.
     from llm_pretrain.train.session import run_session  # noqa: PLC0415
 
-    return run_session(config, path, overrides, patience)
+    return run_session(config, path, overrides)
 
 
 def launch_all(runs: Sequence[Run], cluster: ClusterConfig, *, wait: bool = False) -> int:
@@ -186,27 +142,3 @@ def _beside(config: TrainConfig, changed: list[str]) -> TrainConfig:
     place = Path(config.run.dir).with_name(name)
     print(f"{config.run.dir} has other settings ({'; '.join(changed)}): this run is {place}")
     return replace(config, run=replace(config.run, name=name, dir=str(place)))
-
-
-def finished(run: Run, config: TrainConfig) -> bool:
-    """Whether the run has reached the end that `config` asks for."""
-    record = run.record
-    return record.state == "finished" and record.step == schedule_of(config).total
-
-
-def check_change(run: Run, config: TrainConfig) -> None:
-    """Raise UserError when a resume asks to change what has been trained already."""
-    changed = differences(trajectory(run.config), trajectory(config))
-    old, new = schedule_of(run.config), schedule_of(config)
-    steps = CheckpointStore(run.checkpoints).steps()
-    done = steps[-1] if steps else run.begin
-    if old != new and not new.prolongs(old):
-        changed.append(f"schedule: {old.describe()} -> {new.describe()}")
-    if new.total < done:
-        changed.append(f"schedule.total: {new.total} steps, but {done} are done")
-    if changed:
-        raise UserError(
-            f"{run.path}: a resume cannot change\n  " + "\n  ".join(changed) + "\n"
-            f"make a branch: llm-pretrain branch apply parent={run.path} "
-            f'"at=[{done} steps]" KEY=VALUE'
-        )
