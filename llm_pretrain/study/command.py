@@ -131,7 +131,7 @@ def _fit(arguments: Sequence[str]) -> int:
     found = _results(asked, counting)
     # SciPy takes a while to import.
     from llm_pretrain.scaling.render import show as show_laws  # noqa: PLC0415
-    from llm_pretrain.study.laws import fits  # noqa: PLC0415
+    from llm_pretrain.study.laws import fits, refusals  # noqa: PLC0415
 
     laws = fits(asked.config, found)
     if as_json:
@@ -149,11 +149,11 @@ def _fit(arguments: Sequence[str]) -> int:
     console = _console()
     show.results(asked.config, found, console)
     for label, law in laws.items():
-        console.print(f"\n[bold]Law of {label}[/]", highlight=False)
-        if isinstance(law, str):
-            console.print(law, highlight=False, markup=False)
-        else:
+        if not isinstance(law, str):
+            console.print(f"\n[bold]Law of {label}[/]", highlight=False)
             show_laws(law, console)
+    for text in refusals(laws):
+        console.print(f"\n{text}", highlight=False, markup=False)
     console.print(str(counting or Counting()), highlight=False)
     show.savings(savings(asked.folder), console)
     return EXIT_OK

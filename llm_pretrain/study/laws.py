@@ -1,5 +1,7 @@
 """Which laws a study fits: one for each kind of result that has enough of them."""
 
+from collections.abc import Mapping
+
 from llm_pretrain.scaling.laws import Laws, fit_or_reason
 from llm_pretrain.study.config import StudyConfig, labels
 from llm_pretrain.study.results import Found
@@ -17,3 +19,12 @@ def fits(study: StudyConfig, found: Found) -> dict[str, Laws | str]:
         if points:
             laws[label] = fit_or_reason(points)
     return laws
+
+
+def refusals(laws: Mapping[str, Laws | str]) -> list[str]:
+    """Why there is no law of some results; those with the same reason together."""
+    names: dict[str, list[str]] = {}
+    for label, law in laws.items():
+        if isinstance(law, str):
+            names.setdefault(law, []).append(label)
+    return [f"No law of {', '.join(labels)}: {why}" for why, labels in names.items()]

@@ -1,6 +1,7 @@
 """The page of a study: losses, laws with their intervals, what was saved, the runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from llm_pretrain import __version__
 from llm_pretrain.report import words
@@ -11,6 +12,7 @@ from llm_pretrain.scaling.page import section as law_section
 from llm_pretrain.study import charts, show
 from llm_pretrain.study.budget import Budget
 from llm_pretrain.study.config import StudyConfig, labels
+from llm_pretrain.study.laws import refusals
 from llm_pretrain.study.results import Found, paired
 from llm_pretrain.study.savings import Savings
 
@@ -32,7 +34,7 @@ def render(
         paragraph(show.saved(spent)[0], "headline"),
         paragraph(f"{done} of {words.plural(len(planned.lines), 'run')} finished."),
         _losses(study, found),
-        *(_law(label, law, found) for label, law in laws.items()),
+        *_laws(laws, found),
         paragraph(counting, "note"),
         section("savings", "What reuse saved", *map(paragraph, show.saved(spent))),
         _runs(planned),
@@ -42,12 +44,6 @@ def render(
 
 
 def _losses(study: StudyConfig, found: Found) -> str:
-    names = labels(study)
-    columns = [Column("size"), Column("steps", "number"), *(Column(n, "number") for n in names)]
-    cells = [
-        [size, words.count(horizon), *(show.cell(found, size, name, horizon) for name in names)]
-        for size, horizon in show.rows(study, found)
-    ]
     seeds = len(study.seeds)
     said = "Losses in nats per token on the same held-out sequences"
     said += (
@@ -60,33 +56,48 @@ def _losses(study: StudyConfig, found: Found) -> str:
         "losses",
         "Losses",
         chart("losses-chart", charts.losses(study, found)),
-        table(columns, cells),
+        *_by_size(study, found, labels(study), partial(show.cell, found)),
         paragraph(said, "note"),
-        _differences(study, found) if len(names) > 1 else "",
+        *_differences(study, found),
         *missing,
     )
 
 
-def _differences(study: StudyConfig, found: Found) -> str:
+def _by_size(
+    study: StudyConfig, found: Found, names: Sequence[str], cell: Callable[[str, str, int], str]
+) -> Iterator[str]:
+    """A table for each size, with a row for each of `names` and a column for each horizon."""
+    for size, horizons in show.measured(study, found):
+        columns = [
+            Column(f"{size}, at step"),
+            *(Column(words.count(h), "number") for h in horizons),
+        ]
+        yield table(columns, [[name, *(cell(size, name, h) for h in horizons)] for name in names])
+
+
+def _differences(study: StudyConfig, found: Found) -> Iterator[str]:
     """Each kind of result less the first one, paired by seed."""
     first, *others = labels(study)
-    columns = [Column("size"), Column("steps", "number"), *(Column(n, "number") for n in others)]
-    rows = []
-    for size, horizon in show.rows(study, found):
+    if not others:
+        return
+
+    def cell(size: str, name: str, horizon: int) -> str:
         base = found.cells.get((size, first, horizon), {})
-        cells = []
-        for name in others:
-            value = paired(found.cells.get((size, name, horizon), {}), base)
-            cells.append(words.DASH if value is None else show.signed(value))
-        rows.append([size, words.count(horizon), *cells])
+        value = paired(found.cells.get((size, name, horizon), {}), base)
+        return words.DASH if value is None else show.signed(value)
+
     said = f"Differences to {first} at equal tokens, paired by seed; below zero is better."
-    return f"{paragraph(said)}\n{table(columns, rows)}"
+    yield paragraph(said)
+    yield from _by_size(study, found, others, cell)
 
 
-def _law(label: str, law: Laws | str, found: Found) -> str:
-    if isinstance(law, str):
-        return section(f"law-{label}", f"Law of {label}", paragraph(law))
-    return law_section(law, found.points(label), name=f"law-{label}", title=f"Law of {label}")
+def _laws(laws: Mapping[str, Laws | str], found: Found) -> Iterator[str]:
+    for label, law in laws.items():
+        if not isinstance(law, str):
+            points = found.points(label)
+            yield law_section(law, points, name=f"law-{label}", title=f"Law of {label}")
+    if missing := refusals(laws):
+        yield section("no-law", "No law", *map(paragraph, missing))
 
 
 def _runs(planned: Budget) -> str:

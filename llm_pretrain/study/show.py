@@ -77,23 +77,25 @@ def hours(value: float | None) -> str:
 
 
 def results(study: StudyConfig, found: Found, console: Console) -> None:
-    """Losses by size and horizon, means over seeds, and why others are missing."""
-    table = Table(title=f"Validation losses of study {study.name}", title_justify="left")
-    for head in ("size", "horizon, steps", *labels(study)):
-        table.add_column(head, justify="left" if head == "size" else "right")
-    for size, horizon in rows(study, found):
-        cells = [cell(found, size, label, horizon) for label in labels(study)]
-        table.add_row(size, words.count(horizon), *cells)
-    console.print(table)
+    """Losses of each size by method and horizon, means over seeds, and why others are missing."""
+    for size, horizons in measured(study, found):
+        table = Table(title=f"{study.name}, {size}: validation loss at step", title_justify="left")
+        table.add_column("")
+        for horizon in horizons:
+            table.add_column(words.count(horizon), justify="right")
+        for label in labels(study):
+            table.add_row(label, *(cell(found, size, label, horizon) for horizon in horizons))
+        console.print(table)
     for one in found.excluded:
         console.print(f"left out: {one.run}: {one.reason}", highlight=False, markup=False)
 
 
-def rows(study: StudyConfig, found: Found) -> list[tuple[str, int]]:
-    """Sizes and horizons in steps of which something is measured, in the study's order."""
+def measured(study: StudyConfig, found: Found) -> list[tuple[str, list[int]]]:
+    """Sizes of which something is measured, in the study's order, and at which horizons in steps,
+    ascending."""
     seen = {(size, horizon) for size, _, horizon in found.cells}
-    order = list(study.sizes)
-    return sorted(seen, key=lambda row: (order.index(row[0]), row[1]))
+    at = {size: sorted(horizon for other, horizon in seen if other == size) for size in study.sizes}
+    return [(size, horizons) for size, horizons in at.items() if horizons]
 
 
 def cell(found: Found, size: str, label: str, horizon: int) -> str:

@@ -166,15 +166,19 @@ def test_pinned_steps_of_the_trunk_are_there(study: Apply) -> None:
 def test_fit_and_report(study: Apply, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert study("fit") == 0
     printed = capsys.readouterr().out
-    assert "Law of wsd" in printed
+    assert "No law of wsd" in printed
+    assert printed.count("too few points for a law") == 2, "once for the same reason"
     assert "took 0.556 of the FLOPs" in printed
     assert study("fit", "--json") == 0
     data = json.loads(capsys.readouterr().out)
     assert len(data["losses"]) == 14
+    own = [one for one in data["losses"] if one["run"].startswith("small-constant-s0.")]
+    row = next(line for line in printed.splitlines() if line.startswith("│ wsd"))
+    assert row.split()[3::2] == [f"{one['loss']:.4f}" for one in own]
     page = tmp_path / "page.html"
     assert study("report", "--out", str(page)) == 0
     text = page.read_text()
-    for part in ('id="losses"', 'id="law-wsd"', 'id="savings"', 'id="runs"', "small-cosine-20-s0"):
+    for part in ('id="losses"', 'id="no-law"', 'id="savings"', 'id="runs"', "small-cosine-20-s0"):
         assert part in text
     assert "https://" not in text.partition("</script>")[2]
 
