@@ -63,6 +63,20 @@ def seconds_option(arguments: Sequence[str], name: str, default: float) -> tuple
     return rest, float(text)
 
 
+def file_option(
+    arguments: Sequence[str], name: str, needs: str = "one file"
+) -> tuple[list[str], Path | None]:
+    """The arguments without an option that names a file to write, and the file. Raises UserError
+    when it could not be written."""
+    rest, text = option(arguments, name, needs)
+    if text is None:
+        return rest, None
+    path = Path(text)
+    if not text or path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{name}: '{text}' is no file in a folder that exists")
+    return rest, path
+
+
 def compose_only(
     command: str, overrides: Sequence[str], flags: Sequence[str], known: Sequence[str], about: str
 ) -> None:

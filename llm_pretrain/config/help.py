@@ -109,7 +109,7 @@ apply   starts what is missing: trunks first, branches when their checkpoints ar
         again goes on; with more horizons, trunks are prolonged and only new branches run
 watch   is apply that looks again every 30 seconds, or --every SECONDS, until all has ended
 fit     fits scaling laws to what was measured, with intervals; --json for a program
-report  writes the page runs/NAME/study.html, or --out FILE
+report  writes the page runs/NAME/study.html, or --out FILE; --figure FILE.svg draws the losses
         --embedding counted|left-out  whether N has the embedding's parameters; counted by default
         --attention full|causal       whether C has masked scores; full by default
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from llm_pretrain import atomic
-from llm_pretrain.config.arguments import option
+from llm_pretrain.config.arguments import file_option, option
 from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean
 from llm_pretrain.reanalyse.words import SOURCE
 from llm_pretrain.records import now
@@ -173,8 +173,8 @@ def _said(table: Table, counting: Counting) -> list[str]:
 
 def _parse(arguments: Sequence[str]) -> _Asked:
     rest, budget = option(arguments, "--budget", "a number of FLOPs, such as 1e21")
-    rest, page = option(rest, "--out", "one PAGE.html")
-    rest, figure = option(rest, "--figure", "one FILE.svg")
+    rest, page = file_option(rest, "--out", "one PAGE.html")
+    rest, figure = file_option(rest, "--figure", "one FILE.svg")
     rest, counting = Counting.parse(rest)
     as_json = "--json" in rest
     rest = [word for word in rest if word != "--json"]
@@ -189,8 +189,8 @@ def _parse(arguments: Sequence[str]) -> _Asked:
         counting=counting or Counting(),
         counting_given=counting is not None,
         budgets=[_budget(text) for text in budget.split(",")] if budget is not None else [],
-        page=_place("--out", page),
-        figure=_place("--figure", figure),
+        page=page,
+        figure=figure,
         as_json=as_json,
     )
 
@@ -203,15 +203,6 @@ def _budget(text: str) -> float:
     if not (math.isfinite(flops) and flops > 0):
         raise UserError(f"--budget: '{text}' is no number of FLOPs; use 1e21, for example")
     return flops
-
-
-def _place(name: str, text: str | None) -> Path | None:
-    if text is None:
-        return None
-    path = Path(text)
-    if not text or path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"{name}: '{text}' is no file in a folder that exists")
-    return path
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,14 +1,13 @@
-"""The figure of `laws compare` as SVG: the same bytes from the same numbers."""
+"""The figure of `laws compare` as SVG."""
 
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from llm_pretrain.report.style import COLOURS
+from llm_pretrain.report.svg import drawn
 from llm_pretrain.scaling.compare import AVERAGE, COOLDOWN, COSINE, Comparison
 from llm_pretrain.scaling.words import amount
 
@@ -17,14 +16,10 @@ _MARKS = {COOLDOWN: "o", COSINE: "s", AVERAGE: "^"}
 
 def draw(found: Comparison, path: Path) -> None:
     """Losses with the fitted laws on the left, the held out size on the right. Raises OSError."""
-    # Names of elements come from this salt instead of from chance, and no date is written.
-    with mpl.rc_context({"svg.hashsalt": "llm-pretrain", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(9.0, 3.8), layout="constrained")
-        FigureCanvasSVG(figure)
+    with drawn(path, 9.0, 3.8) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         _laws(left, found)
         _held(right, found)
-        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _laws(axes: mpl.axes.Axes, found: Comparison) -> None:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from llm_pretrain import atomic
-from llm_pretrain.config.arguments import option, seconds_option, split_arguments
+from llm_pretrain.config.arguments import file_option, seconds_option, split_arguments
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose_command, override
 from llm_pretrain.config.schema import TrainConfig
@@ -160,10 +160,11 @@ def _fit(arguments: Sequence[str]) -> int:
 
 
 def _report(arguments: Sequence[str]) -> int:
-    rest, text = option(arguments, "--out", "the page's path")
+    rest, page = file_option(arguments, "--out", "one PAGE.html")
+    rest, figure = file_option(rest, "--figure", "one FILE.svg")
     rest, counting = Counting.parse(rest)
     asked = _read(rest)
-    output = Path(text) if text else asked.folder / "study.html"
+    output = page or asked.folder / "study.html"
     found = _results(asked, counting)
     from llm_pretrain.study.laws import fits  # noqa: PLC0415  (as above)
     from llm_pretrain.study.page import render  # noqa: PLC0415
@@ -171,7 +172,7 @@ def _report(arguments: Sequence[str]) -> int:
     planned = asked.budget(asked.survey())
     laws = fits(asked.config, found)
     spent = savings(asked.folder)
-    page = render(
+    text = render(
         asked.config,
         found,
         planned=planned,
@@ -181,11 +182,15 @@ def _report(arguments: Sequence[str]) -> int:
         made=now(),
     )
     try:
-        atomic.write_text(output, page)
+        atomic.write_text(output, text)
+        if figure:
+            from llm_pretrain.study.figure import draw  # noqa: PLC0415  (matplotlib)
+
+            draw(asked.config, found, figure)
     except OSError as error:
-        raise UserError(f"--out: {output} cannot be written ({error.strerror})") from error
+        raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
     show.results(asked.config, found, _console())
-    print(output)
+    print(*[path for path in (output, figure) if path], sep="\n")
     return EXIT_OK
 
 

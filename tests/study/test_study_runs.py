@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -21,6 +22,7 @@ from tests.support import CONF, metrics, tiny
 
 Cli = Callable[..., int]
 Apply = Callable[..., int]
+SVG = "{http://www.w3.org/2000/svg}"
 LONGER = "study.horizons=[10 steps, 15 steps, 20 steps, 25 steps]"
 
 
@@ -175,8 +177,11 @@ def test_fit_and_report(study: Apply, capsys: pytest.CaptureFixture[str], tmp_pa
     own = [one for one in data["losses"] if one["run"].startswith("small-constant-s0.")]
     row = next(line for line in printed.splitlines() if line.startswith("│ wsd"))
     assert row.split()[3::2] == [f"{one['loss']:.4f}" for one in own]
-    page = tmp_path / "page.html"
-    assert study("report", "--out", str(page)) == 0
+    page, figure = tmp_path / "page.html", tmp_path / "losses.svg"
+    assert study("report", "--out", str(page), "--figure", str(figure)) == 0
+    drawn = ElementTree.parse(figure).getroot()
+    words = {"".join(element.itertext()).strip() for element in drawn.iter(f"{SVG}text")}
+    assert {"wsd", "swa", "cosine", "small", "large"} <= words
     text = page.read_text()
     for part in ('id="losses"', 'id="no-law"', 'id="savings"', 'id="runs"', "small-cosine-20-s0"):
         assert part in text
