@@ -19,10 +19,17 @@ from tests.support import command, measure_once, tiny, write_corpus
 measure_once()
 
 
+LONGEST = (
+    *("test_demo.py", "test_lost_rank.py", "test_losses.py", "test_jobs.py", "test_readme.py"),
+    *("test_optimizers.py", "test_equivalence.py", "test_gpu.py", "test_kill.py", "test_fp8.py"),
+    *("test_zero.py", "test_memory.py", "test_branches.py"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that none runs alone at the end."""
-    longest = ["test_demo.py", "test_losses.py", "test_jobs.py", "test_readme.py"]
-    items.sort(key=lambda item: item.path.name not in longest)
+    """The longest files first, the longest of them at the head, so that none ends alone."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
