@@ -4,7 +4,9 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 _DISK_ERRORS = (
@@ -59,6 +61,15 @@ def disk_reason(error: OSError) -> str:
     'a.txt: No such file or directory'
     """
     return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+
+
+@contextmanager
+def writing(name: str, path: Path) -> Iterator[None]:
+    """Around what writes the file that the argument `name` asks for: an OSError names both."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{name}: {path} cannot be written ({error.strerror})") from error
 
 
 def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

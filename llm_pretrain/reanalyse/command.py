@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from llm_pretrain import atomic
-from llm_pretrain.errors import EXIT_OK, UserError
+from llm_pretrain.errors import EXIT_OK, UserError, writing
 from llm_pretrain.reanalyse import words
 from llm_pretrain.reanalyse.analysis import Analysis, analyse
 from llm_pretrain.reanalyse.load import PaperRun, load
@@ -42,10 +42,8 @@ def reanalyse(arguments: Sequence[str]) -> int:
         # Plotly takes a while to import: only where something is drawn.
         from llm_pretrain.reanalyse.page import render  # noqa: PLC0415
 
-        try:
+        with writing("--out", output):
             atomic.write_text(output, render(analysis, path.name, now()))
-        except OSError as error:
-            raise UserError(f"--out: {output} cannot be written ({error.strerror})") from error
     if as_json:
         write(json.dumps({"source": words.SOURCE, **asdict(analysis)}, indent=1) + "\n")
     else:

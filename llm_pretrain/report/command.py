@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from llm_pretrain import atomic
-from llm_pretrain.errors import EXIT_OK, UserError
+from llm_pretrain.errors import EXIT_OK, UserError, writing
 from llm_pretrain.records import now
 from llm_pretrain.report import words
 from llm_pretrain.report.analysis import Gain, gains
@@ -30,10 +30,8 @@ def report(arguments: Sequence[str]) -> int:
         return EXIT_OK
     root, output = _parse(arguments)
     collection = collect(root)
-    try:
+    with writing("output", output):
         atomic.write_text(output, render(collection, now()))
-    except OSError as error:
-        raise UserError(f"output: {output} cannot be written ({error.strerror})") from error
     show(collection)
     print(output)
     return EXIT_OK

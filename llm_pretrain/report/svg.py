@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from llm_pretrain import atomic
 
 
 @contextmanager
@@ -17,4 +20,6 @@ def drawn(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         yield figure
-        figure.savefig(path, format="svg", metadata={"Date": None})
+        text = StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+        atomic.write_text(path, text.getvalue())

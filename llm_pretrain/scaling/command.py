@@ -12,7 +12,7 @@ from rich.table import Table as Grid
 
 from llm_pretrain import atomic
 from llm_pretrain.config.arguments import file_option, option
-from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean
+from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean, writing
 from llm_pretrain.reanalyse.words import SOURCE
 from llm_pretrain.records import now
 from llm_pretrain.scaling import words
@@ -69,7 +69,8 @@ def _fit(asked: _Asked) -> int:
         name = ", ".join(path.name for path in asked.paths)
         said = _said(table, asked.counting)
         page = render(name, found, table.excluded, budgets=asked.budgets, said=said, made=now())
-        _write(asked.page, page)
+        with writing("--out", asked.page):
+            atomic.write_text(asked.page, page)
     if asked.as_json:
         data = {
             "counting": _said(table, asked.counting),
@@ -108,11 +109,13 @@ def _compare(asked: _Asked) -> int:
         from llm_pretrain.scaling.findings import render  # noqa: PLC0415  (plotly, as above)
 
         name = ", ".join(path.name for path in asked.paths)
-        _write(asked.page, render(found, name, said, now()))
+        with writing("--out", asked.page):
+            atomic.write_text(asked.page, render(found, name, said, now()))
     if asked.figure:
         from llm_pretrain.scaling.figure import draw  # noqa: PLC0415  (matplotlib)
 
-        draw(found, asked.figure)
+        with writing("--figure", asked.figure):
+            draw(found, asked.figure)
     if asked.as_json:
         source = [SOURCE] if table.published else []
         write(json.dumps({"source": source, "counting": said, **asdict(found)}, indent=1) + "\n")
@@ -203,13 +206,6 @@ def _budget(text: str) -> float:
     if not (math.isfinite(flops) and flops > 0):
         raise UserError(f"--budget: '{text}' is no number of FLOPs; use 1e21, for example")
     return flops
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        atomic.write_text(path, text)
-    except OSError as error:
-        raise UserError(f"--out: {path} cannot be written ({error.strerror})") from error
 
 
 def _console() -> Console:

@@ -16,7 +16,14 @@ from llm_pretrain.config.arguments import file_option, seconds_option, split_arg
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose_command, override
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.errors import EXIT_CONTINUE, EXIT_FAILED, EXIT_OK, UserError, did_you_mean
+from llm_pretrain.errors import (
+    EXIT_CONTINUE,
+    EXIT_FAILED,
+    EXIT_OK,
+    UserError,
+    did_you_mean,
+    writing,
+)
 from llm_pretrain.records import now
 from llm_pretrain.scaling.counting import Counting
 from llm_pretrain.study import show
@@ -181,14 +188,13 @@ def _report(arguments: Sequence[str]) -> int:
         counting=str(counting or Counting()),
         made=now(),
     )
-    try:
+    with writing("--out", output):
         atomic.write_text(output, text)
-        if figure:
-            from llm_pretrain.study.figure import draw  # noqa: PLC0415  (matplotlib)
+    if figure:
+        from llm_pretrain.study.figure import draw  # noqa: PLC0415  (matplotlib)
 
+        with writing("--figure", figure):
             draw(asked.config, found, figure)
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
     show.results(asked.config, found, _console())
     print(*[path for path in (output, figure) if path], sep="\n")
     return EXIT_OK

@@ -1,6 +1,5 @@
 """The figure of a study's losses as SVG."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib as mpl
@@ -26,7 +25,7 @@ def draw(study: StudyConfig, found: Found, path: Path) -> None:
         for axes, (size, horizons) in zip(
             figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True
         ):
-            _losses(axes, study, found, size)
+            _losses(axes, study, found, size, horizons)
             axes.set_xticks(horizons, [count(horizon) for horizon in horizons])
             axes.set_title(size)
             axes.set_xlabel("steps")
@@ -36,14 +35,18 @@ def draw(study: StudyConfig, found: Found, path: Path) -> None:
         )
 
 
-def _losses(axes: mpl.axes.Axes, study: StudyConfig, found: Found, size: str) -> None:
-    for i, label in enumerate(labels(study)):
-        own = list(_means(found, size, label))
+def _losses(
+    axes: mpl.axes.Axes, study: StudyConfig, found: Found, size: str, horizons: list[int]
+) -> None:
+    names = labels(study)
+    for i, label in enumerate(names):
+        cells = {h: found.cells.get((size, label, h), {}) for h in horizons}
+        own = {h: Mean.of(list(losses.values())) for h, losses in cells.items() if losses}
         style = i // len(COLOURS)
         axes.errorbar(
-            [step * (1 + _APART * (i - len(labels(study)) / 2)) for step, _ in own],
-            [mean.mean for _, mean in own],
-            [mean.stderr or 0.0 for _, mean in own],
+            [step * (1 + _APART * (i - len(names) / 2)) for step in own],
+            [mean.mean for mean in own.values()],
+            [mean.stderr or 0.0 for mean in own.values()],
             color=COLOURS[i % len(COLOURS)],
             linestyle=_LINES[style % len(_LINES)],
             marker=_MARKS[style % len(_MARKS)],
@@ -51,9 +54,3 @@ def _losses(axes: mpl.axes.Axes, study: StudyConfig, found: Found, size: str) ->
             linewidth=1,
             label=label,
         )
-
-
-def _means(found: Found, size: str, label: str) -> Iterator[tuple[int, Mean]]:
-    for (other, name, horizon), losses in sorted(found.cells.items()):
-        if (other, name) == (size, label):
-            yield horizon, Mean.of(list(losses.values()))

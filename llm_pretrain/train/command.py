@@ -69,10 +69,11 @@ def _hydra(
 
     search = [config_dir] if config_dir else []
     parsed = composing.check_overrides(overrides, TrainConfig, search)
+    swept = composing.swept_keys(parsed)
     if "--multirun" in flags or "-m" in flags:
         for combination in composing.sweep(parsed):
             config = composing.compose(combination, config_dir)
-            if not stays_here(config, alone=False):
+            if not stays_here(config, alone=not swept):
                 check_job(config)
     composing.register()
     codes: list[int] = []
@@ -80,7 +81,6 @@ def _hydra(
 
     @hydra.main(config_path=str(composing.conf_dir()), config_name="train", version_base="1.3")
     def job(composed: Any) -> None:
-        swept = composing.swept_keys(parsed)
         codes.append(guarded(lambda _: _job(composed, swept, waiting), []))
         if codes[-1] == EXIT_CONTINUE:  # stopped by a signal, which means the sweep as well
             sys.exit(EXIT_CONTINUE)

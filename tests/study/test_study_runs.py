@@ -182,6 +182,8 @@ def test_fit_and_report(study: Apply, capsys: pytest.CaptureFixture[str], tmp_pa
     drawn = ElementTree.parse(figure).getroot()
     words = {"".join(element.itertext()).strip() for element in drawn.iter(f"{SVG}text")}
     assert {"wsd", "swa", "cosine", "small", "large"} <= words
+    assert study("report", "--out", str(page), "--figure", "/proc/losses.svg") == 2
+    assert "--figure: /proc/losses.svg cannot be written" in capsys.readouterr().err
     text = page.read_text()
     for part in ('id="losses"', 'id="no-law"', 'id="savings"', 'id="runs"', "small-cosine-20-s0"):
         assert part in text
