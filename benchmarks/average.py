@@ -10,25 +10,25 @@ and moments take.
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from benchmarks.result import Row, load_average, parser, ratios, report, synchronize
+from llm_pretrain.config.average import AverageSteps
 from llm_pretrain.config.compose import compose
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.fsdp import FsdpEngine
-from llm_pretrain.optim.averaging import Averages, Plain
+from llm_pretrain.optim.averaging import Averages, Plain, State
 from llm_pretrain.world import World, join
 
 EVERY = 5
-KINDS: dict[str, tuple[Sequence[int], Sequence[int]]] = {
-    "one window": ([500], []),
-    "five windows": ([500, 1000, 1500, 2000, 2500], []),
-    "one half-life": ([], [135]),
+KINDS = {
+    "one window": AverageSteps(EVERY, 500, (500,), ()),
+    "five windows": AverageSteps(EVERY, 500, (500, 1000, 1500, 2000, 2500), ()),
+    "one half-life": AverageSteps(EVERY, 0, (), (135,)),
 }
-"""Windows and half-lives in steps."""
 QUICK = ["model.width=32", "model.layers=2", "model.ffn=64", "data.sequence_length=32"]
 
 
@@ -84,15 +84,14 @@ def change_places(averages: Averages, name: str) -> None:
 
 def measure(training: Training, name: str, block: int, pairs: int) -> list[Row]:
     """Rows about one kind of averages."""
-    windows, lives = KINDS[name]
     parts = Plain(training.engine.state()["model"])
-    averages = Averages(parts, every=EVERY, windows=windows, half_lives=lives)
+    averages = Averages(parts, KINDS[name])
     training.run(block, averages)
     times = [(training.run(block, averages), training.run(block, None)) for _ in range(pairs)]
     with_, without = ([1e3 * pair[side] / block for pair in times] for side in (0, 1))
     samples = [timed(lambda: averages.after(training.done * EVERY)) for _ in range(pairs)]
     swaps = [timed(lambda: change_places(averages, averages.names[0])) for _ in range(pairs)]
-    values = [v for a in averages.state().values() for v in a["model"].values()]
+    values = list(_tensors(averages.state()))
     parameters = sum(part.numel() for part in parts.tensors().values())
     return [
         Row(f"{name}: update with", "ms", with_),
@@ -106,6 +105,14 @@ def measure(training: Training, name: str, block: int, pairs: int) -> list[Row]:
             [sum(v.nbytes for v in values) / parameters],
         ),
     ]
+
+
+def _tensors(state: State) -> Iterator[torch.Tensor]:
+    for value in state.values():
+        if isinstance(value, dict):
+            yield from _tensors(value)
+        else:
+            yield value
 
 
 def main(arguments: Sequence[str]) -> None:

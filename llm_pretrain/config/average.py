@@ -1,6 +1,8 @@
 """Averages of the parameters along a run: which, and when they are evaluated."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
 
 from pydantic.dataclasses import dataclass
@@ -12,19 +14,25 @@ from llm_pretrain.schedule.clock import TokenClock
 
 BEST = "val_loss_average"
 """In a row of metrics, the smallest of the averages' losses, beside theirs."""
+_MOST = 64
+"""Sums in the longest window: more would hardly be meant, and each is as large as the model."""
 
 
 @dataclass(config=RULES)
 class AverageConfig:
     """Averages of the parameters, evaluated beside them. They change nothing about the training.
-    Each takes 4 bytes for every parameter that a rank holds, and as much of each checkpoint."""
+    Each half-life, and each `stride` in the longest window, takes 4 bytes for every parameter that
+    a rank holds, and as much of each checkpoint."""
 
     every: Duration = steps(5)
     """Interval of the samples that are averaged; 5 steps in the paper."""
     windows: list[Duration] = field(default_factory=list)
-    """Uniform means over windows of these lengths, one window after the other from step 0 on, as in
-    the paper (500 to 2500 steps). A window is evaluated where it ends, so each must be a multiple
-    of `every`, and of eval.every or the other way round."""
+    """Uniform means over the last so many steps, all those that fit evaluated wherever windows end.
+    The paper's sweep is 500 to 2500 steps. Each must be a multiple of `stride`."""
+    stride: Duration | None = None
+    """How often windows end, in step with eval.every: one a multiple of the other. Null: the
+    longest that divides all windows, so a single one is followed by the next. As long as `every`,
+    the last few samples are averaged at any of them (LAWA)."""
     half_lives: list[Duration] = field(default_factory=list)
     """Exponential moving averages: a sample that is one half-life older counts half as much. They
     are evaluated at every evaluation."""
@@ -35,11 +43,34 @@ class AverageConfig:
         return bool(self.windows or self.half_lives)
 
 
-def in_steps(average: AverageConfig, clock: TokenClock) -> tuple[int, list[int], list[int]]:
-    """`every`, the windows and the half-lives in steps of the newest batch, tokens rounded up.
+@plain_dataclass(frozen=True)
+class AverageSteps:
+    """The lengths of an AverageConfig in steps of the newest batch."""
 
-    Lengths that are the same number of steps are there once. Raises UserError for a length that is
-    none, or has none without the end of the run.
+    every: int
+    stride: int
+    """0 without windows."""
+    windows: tuple[int, ...]
+    """Ascending, each once."""
+    half_lives: tuple[int, ...]
+    """Ascending, each once."""
+
+    @property
+    def sums(self) -> int:
+        """Sums of a stride's samples that the longest window needs."""
+        return self.windows[-1] // self.stride if self.windows else 0
+
+    @property
+    def tensors(self) -> int:
+        """Float32 tensors that are kept for each parameter."""
+        return self.sums + len(self.half_lives)
+
+
+def in_steps(average: AverageConfig, clock: TokenClock) -> AverageSteps:
+    """All lengths in steps, tokens rounded up.
+
+    Raises UserError for a length that is none, has none without the end of the run, or does not fit
+    the others.
     """
 
     def count(name: str, length: Duration, example: str) -> int:
@@ -53,9 +84,34 @@ def in_steps(average: AverageConfig, clock: TokenClock) -> tuple[int, list[int],
         return clock.length(length, 0)
 
     every = count("every", average.every, "1 steps")
-    windows = [count("windows", length, f"{every} steps") for length in average.windows]
-    lives = [count("half_lives", length, f"{every} steps") for length in average.half_lives]
-    return every, sorted(set(windows)), sorted(set(lives))
+    windows = sorted({count("windows", length, f"{every} steps") for length in average.windows})
+    lives = sorted({count("half_lives", length, f"{every} steps") for length in average.half_lives})
+    for window in windows:
+        _check_multiple("windows", window, "every", every)
+    stride = math.gcd(*windows)
+    if average.stride is not None:
+        stride = count("stride", average.stride, f"{every} steps")
+        _check_multiple("stride", stride, "every", every)
+        for window in windows:
+            _check_multiple("windows", window, "stride", stride)
+    found = AverageSteps(every, stride if windows else 0, tuple(windows), tuple(lives))
+    if found.sums > _MOST:
+        asked = ", ".join(map(str, windows))
+        raise UserError(
+            f"average.windows: {asked} steps that end every {stride} steps are {found.sums} sums "
+            f"as large as the model; use a stride of {-(-windows[-1] // _MOST)} steps or more that "
+            "divides all of them"
+        )
+    return found
+
+
+def _check_multiple(name: str, length: int, of: str, unit: int) -> None:
+    if length % unit:
+        below, above = length // unit * unit, -(-length // unit) * unit
+        raise UserError(
+            f"average.{name}: {length} steps are no multiple of average.{of}={unit} steps; "
+            f"use {f'{below} or ' if below else ''}{above} steps"
+        )
 
 
 def check_rule(average: AverageConfig, name: str, averaging: Sequence[str]) -> None:
@@ -75,27 +131,23 @@ def check_average(
     `evaluate`: interval of evaluations in steps; 0: only at the end. `total`: steps of the run;
     None for a branch, which keeps the windows of its parent however short it is.
     """
-    every, windows, _ = in_steps(average, clock)
-    if windows and total is not None and windows[0] > total:
+    found = in_steps(average, clock)
+    if not found.windows:
+        return
+    shortest, stride = found.windows[0], found.stride
+    if total is not None and shortest > total:
         raise UserError(
-            f"average.windows: {windows[0]} steps are more than the {total} of the run; use "
+            f"average.windows: {shortest} steps are more than the {total} of the run; use "
             f"{total} steps or less"
         )
-    for window in windows:
-        if window % every:
-            below, above = window // every * every, -(-window // every) * every
-            raise UserError(
-                f"average.windows: {window} steps are no multiple of average.every={every} steps; "
-                f"use {f'{below} or ' if below else ''}{above} steps"
-            )
-        if evaluate and window % evaluate and evaluate % window:
-            nearest = max(1, round(window / evaluate)) * evaluate
-            raise UserError(
-                f"average.windows: a window of {window} steps ends between two evaluations, with "
-                f"eval.every={evaluate} steps; use {nearest} steps, or eval.every={window} steps"
-            )
-        if not evaluate and total is not None and window <= total and total % window:
-            raise UserError(
-                f"average.windows: a window of {window} steps is never evaluated, with "
-                f"eval.every=0 and an end at step {total}; use eval.every={window} steps"
-            )
+    if evaluate and stride % evaluate and evaluate % stride:
+        nearest = max(1, round(evaluate / stride)) * stride
+        raise UserError(
+            f"average.stride: windows end every {stride} steps, mostly between two evaluations, "
+            f"with eval.every={evaluate} steps; use eval.every={nearest} steps"
+        )
+    if not evaluate and total is not None and total % stride:
+        raise UserError(
+            f"average.windows: they end every {stride} steps and are never evaluated, with "
+            f"eval.every=0 and an end at step {total}; use eval.every={stride} steps"
+        )

@@ -76,8 +76,8 @@ def saved(trace: Trace, config: TrainConfig) -> int:
 
 def averaged(trace: Trace, config: TrainConfig) -> int:
     """Bytes of the averages of this rank's parameters: each is a copy of them in float32."""
-    _, windows, half_lives = in_steps(config.average, clock_of(config))
-    return (len(windows) + len(half_lives)) * trace.parameters(config.model.layers)
+    kept = in_steps(config.average, clock_of(config)).tensors
+    return kept * trace.parameters(config.model.layers)
 
 
 def peak_of(

@@ -1,13 +1,14 @@
 """Running averages of the parameters: windows and exponential ones, cut over ranks as they are."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from llm_pretrain.config.average import AverageSteps
 
 State = dict[str, Any]
 """Nested dict, as `engine.base.State`."""
@@ -60,59 +61,84 @@ class Plain:
         read(dict(values))
 
 
-@dataclass
-class _Average:
-    """One average, and how many samples it has taken."""
+class _Windows:
+    """Sums of the newest stretches of `stride` steps, of which each window is so many."""
 
-    values: dict[str, Tensor]
-    """A sum while its window is not complete, else the average."""
-    count: Tensor
-    """int64 on the host."""
-    window: int = 0
-    """Steps; 0 for an exponential average."""
-    half_life: int = 0
+    def __init__(self, parts: Parts, asked: AverageSteps) -> None:
+        self.every, self.stride = asked.every, asked.stride
+        self.lengths = {f"window_{n}": n for n in asked.windows}
+        self._sums = [_zeros(parts) for _ in range(asked.sums)]
+        """Stretch i, the steps from i stride + 1 on, is at the place i modulo their number."""
+        self.count = torch.zeros((), dtype=torch.int64)
+        """Samples in the sums, from the first of a stretch to the newest without a gap. On the
+        host."""
 
-    def take(self, parts: list[Tensor], step: int, every: int) -> None:
+    def __len__(self) -> int:
+        return len(self._sums)
+
+    def aged(self, age: int, step: int) -> dict[str, Tensor]:
+        """The sum of the stretch that holds `step`, or of the one so many before it."""
+        return self._sums[((step - 1) // self.stride - age) % len(self)]
+
+    def take(self, values: list[Tensor], step: int) -> None:
         """Add a sample after `step` updates."""
-        if self.window:
-            self._add(parts, step, every)
-        else:
-            self._decay(parts, every)
+        sums, first = _locals(self.aged(0, step).values()), self._taken(step) == 1
+        if first:
+            torch._foreach_copy_(sums, values)
+        elif int(self.count):
+            torch._foreach_add_(sums, values)
+        # Else it began before there was anything to average: the next stretch is the first.
+        self.count += first or int(self.count) > 0
 
-    def _add(self, parts: list[Tensor], step: int, every: int) -> None:
-        values, last = _locals(self.values.values()), self.window // every
-        index = (step % self.window or self.window) // every
-        if index == 1:
-            torch._foreach_copy_(values, parts)
-        elif int(self.count) == index - 1:
-            torch._foreach_add_(values, parts)
-        else:
-            # It began before there was anything to average: the next window is the first.
-            return
-        self.count.fill_(index)
-        if index == last:
-            torch._foreach_div_(values, float(last))
+    def reach(self, step: int, known: int) -> None:
+        """After `step` updates the newest `known` stretches are all that is there."""
+        most = self._taken(step) + (known - 1) * (self.stride // self.every) if known else 0
+        self.count.clamp_(max=most)
 
-    def _decay(self, parts: list[Tensor], every: int) -> None:
+    def complete(self, step: int) -> list[str]:
+        """Names of the windows that end at `step` and have all their samples."""
+        if not step or step % self.stride:
+            return []
+        return [name for name, n in self.lengths.items() if n <= int(self.count) * self.every]
+
+    def mean(self, name: str, key: str, step: int) -> Tensor:
+        """The local part of a parameter's mean over a window that is complete at `step`."""
+        length = self.lengths[name]
+        ages = range(length // self.stride)
+        parts = [_local(self.aged(age, step)[key]) for age in reversed(ages)]
+        total = parts[0].clone()
+        for part in parts[1:]:
+            total += part
+        return total.div_(length // self.every)
+
+    def _taken(self, step: int) -> int:
+        """Samples that belong to the stretch of `step` until then."""
+        return (step - (step - 1) // self.stride * self.stride) // self.every
+
+
+class _HalfLife:
+    """An exponential average."""
+
+    def __init__(self, parts: Parts, every: int, half_life: int) -> None:
+        self.values = _zeros(parts)
+        self.count = torch.zeros((), dtype=torch.int64)
+        """Samples so far. On the host."""
+        self._decay = 2.0 ** (-every / half_life)
+
+    def take(self, values: list[Tensor]) -> None:
+        """Add a sample."""
         self.count += 1
-        values, count = _locals(self.values.values()), int(self.count)
+        mine, count = _locals(self.values.values()), int(self.count)
         if count == 1:
-            torch._foreach_copy_(values, parts)
+            torch._foreach_copy_(mine, values)
             return
         # Weights 1, d, d^2, ... from the newest sample back, divided by their sum, so that the
         # first sample counts no more than it should by its age.
-        decay = 2.0 ** (-every / self.half_life)
-        torch._foreach_lerp_(values, parts, (1 - decay) / (1 - decay**count))
-
-    def complete(self, step: int, every: int) -> bool:
-        """Whether `values` are an average that belongs to `step`."""
-        if self.window:
-            return step % self.window == 0 and int(self.count) == self.window // every
-        return int(self.count) > 0
+        torch._foreach_lerp_(mine, values, (1 - self._decay) / (1 - self._decay**count))
 
 
 class Averages:
-    """Averages of samples taken every few updates, each with a tensor of its own per parameter.
+    """Averages of samples taken every few updates, cut over ranks as the parameters are.
 
     They are exact at every step, also within a window, and a function of the parameters' values at
     the sampled steps only. Nothing here waits for the device.
@@ -122,93 +148,131 @@ class Averages:
     the newest parameters in it, and does not depend on where a session began.
     """
 
-    def __init__(
-        self, parts: Parts, *, every: int, windows: Sequence[int], half_lives: Sequence[int]
-    ) -> None:
-        """All lengths in steps; each window is a multiple of `every`."""
-        self._parts, self._every = parts, every
-        self._averages = {f"window_{n}": self._make(window=n) for n in windows}
-        self._averages |= {f"half_life_{n}": self._make(half_life=n) for n in half_lives}
+    @torch.no_grad()
+    def __init__(self, parts: Parts, asked: AverageSteps) -> None:
+        """Where nothing is asked for, they take no memory and no time."""
+        self._parts, self._every, self._step = parts, asked.every, 0
+        self._windows = _Windows(parts, asked) if asked.windows else None
+        self._lives = {f"half_life_{n}": _HalfLife(parts, asked.every, n) for n in asked.half_lives}
 
     @property
     def names(self) -> list[str]:
         """Of all averages, complete or not: 'window_500', 'half_life_1000'."""
-        return list(self._averages)
+        windows = self._windows.lengths if self._windows else ()
+        return [*windows, *self._lives]
 
     @torch.no_grad()
     def after(self, step: int) -> None:
         """Take a sample if one is due after `step` updates; to be called after each."""
-        if self._averages and step % self._every == 0:
-            parts = _locals(self._parts.tensors().values())
-            for average in self._averages.values():
-                average.take(parts, step, self._every)
+        self._step = step
+        if not self.names:
+            return
+        if step % self._every == 0:
+            values = _locals(self._parts.tensors().values())
+            if self._windows:
+                self._windows.take(values, step)
+            for life in self._lives.values():
+                life.take(values)
+        if self._windows:
+            self._windows.reach(step, len(self._windows))
 
-    def complete(self, step: int) -> list[str]:
-        """Names of the averages that can be evaluated after `step` updates."""
-        return [n for n, a in self._averages.items() if a.complete(step, self._every)]
+    def complete(self) -> list[str]:
+        """Names of the averages that can be evaluated now."""
+        lives = [name for name, life in self._lives.items() if int(life.count)]
+        return [*(self._windows.complete(self._step) if self._windows else ()), *lives]
 
     @contextmanager
     def applied(self, name: str) -> Iterator[None]:
         """Inside, the parameters hold the average; afterwards what they held before, bit by bit.
 
-        They change places one tensor after the other, which takes memory for the largest local part
-        of one. Inside, neither `after` nor `state` may be called.
+        Until then there is a copy of what they held: 4 bytes for each parameter that this rank has,
+        at a time when there are no gradients, which take as much.
         """
-        average = self._averages[name]
-        self._swap(average)
+        held = self._exchange(name)
         try:
             yield
         finally:
-            self._swap(average)
+            self._put_back(held)
 
     def state(self) -> State:
         """Everything that makes the averages go on as if nothing had happened, for a checkpoint."""
-        return {key: self._leaves(average) for key, average in self._keyed()}
+        saved: State = {}
+        if windows := self._windows:
+            ages = {f"age_{a}": windows.aged(a, self._step) for a in range(len(windows))}
+            saved[self._sums_key(windows)] = {
+                "count": windows.count,
+                **{age: self._parts.saved(values) for age, values in ages.items()},
+            }
+        for name, life in self._lives.items():
+            leaves = {"count": life.count, "model": self._parts.saved(life.values)}
+            saved[self._life_key(name)] = leaves
+        return saved
 
-    def load(self, fill: Callable[[State], None], saved: set[str], prefix: str = "average") -> None:
-        """Take over what a checkpoint holds under `prefix`; all ranks together.
-
-        `saved`: the names of its tensors. An average that is not among them, or was sampled at
-        another interval, begins anew: a window at its next start, an exponential average at once.
-        """
-        for key, average in self._keyed():
-            average.count.zero_()
-            if f"{prefix}.{key}.count" in saved:
-                self._load(average, fill, prefix, key)
-
-    def _load(
-        self, average: _Average, fill: Callable[[State], None], prefix: str, key: str
+    def load(
+        self, step: int, fill: Callable[[State], None], saved: set[str], prefix: str = "average"
     ) -> None:
-        def read(model: State) -> None:
-            fill({prefix: {key: {"count": average.count, "model": model}}})
+        """Take over what a checkpoint of `step` holds under `prefix`; all ranks together.
 
-        self._parts.loaded(average.values, read)
+        `saved`: the names of its tensors. What is not among them, or was sampled at another
+        interval, begins anew: a window at its next start, an exponential average at once.
+        """
+        self._step = step
 
-    def _leaves(self, average: _Average) -> State:
-        return {"count": average.count, "model": self._parts.saved(average.values)}
+        def known(key: str) -> bool:
+            return any(name.startswith(f"{prefix}.{key}.") for name in saved)
 
-    def _keyed(self) -> Iterator[tuple[str, _Average]]:
-        """With names that two averages share exactly when one can go on as the other."""
-        for name, average in self._averages.items():
-            yield f"{name}_every_{self._every}", average
+        def take(key: str, leaf: str, values: Mapping[str, Tensor]) -> None:
+            self._parts.loaded(values, lambda own: fill({prefix: {key: {leaf: own}}}))
+
+        for name, life in self._lives.items():
+            life.count.zero_()
+            if known(self._life_key(name)):
+                fill({prefix: {self._life_key(name): {"count": life.count}}})
+                take(self._life_key(name), "model", life.values)
+        if windows := self._windows:
+            windows.count.zero_()
+            key = self._sums_key(windows)
+            if known(key):
+                fill({prefix: {key: {"count": windows.count}}})
+                ages = [age for age in range(len(windows)) if known(f"{key}.age_{age}")]
+                for age in ages:
+                    take(key, f"age_{age}", windows.aged(age, step))
+                windows.reach(step, len(ages))
+
+    def _sums_key(self, windows: _Windows) -> str:
+        """A name that two share exactly when one can go on as the other."""
+        return f"stride_{windows.stride}_every_{self._every}"
+
+    def _life_key(self, name: str) -> str:
+        return f"{name}_every_{self._every}"
 
     @torch.no_grad()
-    def _make(self, *, window: int = 0, half_life: int = 0) -> _Average:
-        values = {
-            name: torch.zeros_like(part, dtype=torch.float32, requires_grad=False)
-            for name, part in self._parts.tensors().items()
-        }
-        return _Average(values, torch.zeros((), dtype=torch.int64), window, half_life)
-
-    @torch.no_grad()
-    def _swap(self, average: _Average) -> None:
-        parts = self._parts.tensors()
-        for name, value in average.values.items():
-            mine, other = _local(parts[name]), _local(value)
-            raw = mine.clone()
-            mine.copy_(other)
-            other.copy_(raw)
+    def _exchange(self, name: str) -> dict[str, Tensor]:
+        """Give the parameters the average; what they held."""
+        held = {}
+        for key, part in self._parts.tensors().items():
+            mine = _local(part)
+            held[key] = mine.clone()
+            if self._windows and name in self._windows.lengths:
+                mine.copy_(self._windows.mean(name, key, self._step))
+            else:
+                mine.copy_(_local(self._lives[name].values[key]))
         self._parts.written()
+        return held
+
+    @torch.no_grad()
+    def _put_back(self, held: dict[str, Tensor]) -> None:
+        parts = self._parts.tensors()
+        for key, values in held.items():
+            _local(parts[key]).copy_(values)
+        self._parts.written()
+
+
+def _zeros(parts: Parts) -> dict[str, Tensor]:
+    return {
+        name: torch.zeros_like(part, dtype=torch.float32, requires_grad=False)
+        for name, part in parts.tensors().items()
+    }
 
 
 def _locals(tensors: Iterable[Tensor]) -> list[Tensor]:

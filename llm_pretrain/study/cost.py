@@ -62,7 +62,6 @@ def disk_of(config: TrainConfig, begin: int) -> int:
     total, clock = schedule_of(config).total, clock_of(config)
     every = clock.length(config.checkpoint.keep_every, total)
     kept = planned_steps(config) | set(range(every, total + 1, every) if every else ()) | {total}
-    _, windows, half_lives = in_steps(config.average, clock)
-    size = _STATE[config.optimizer.name] + 4 * (len(windows) + len(half_lives))
+    size = _STATE[config.optimizer.name] + 4 * in_steps(config.average, clock).tensors
     count = len([step for step in kept if step > begin]) + config.checkpoint.keep_last - 1
     return count * size * parameter_count(config.model)

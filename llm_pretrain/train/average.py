@@ -10,20 +10,19 @@ from llm_pretrain.schedule.schedule import clock_of
 
 def averages_of(config: TrainConfig, parts: Parts) -> Averages:
     """The averages that `config` asks for; none take no memory and no time."""
-    every, windows, half_lives = in_steps(config.average, clock_of(config))
-    return Averages(parts, every=every, windows=windows, half_lives=half_lives)
+    return Averages(parts, in_steps(config.average, clock_of(config)))
 
 
 def evaluate_averages(
-    averages: Averages, step: int, measure: Callable[[], dict[str, float]]
+    averages: Averages, measure: Callable[[], dict[str, float]]
 ) -> dict[str, float]:
-    """Losses of the averages that are complete after `step` updates: 'val_loss_window_500' and so
-    on, and the best of them.
+    """Losses of the averages that are complete: 'val_loss_window_500' and so on, and the best of
+    them.
 
     `measure` evaluates what the parameters hold. All ranks call together.
     """
     losses = {}
-    for name in averages.complete(step):
+    for name in averages.complete():
         with averages.applied(name):
             losses[f"val_loss_{name}"] = measure()["val_loss"]
     return {**losses, BEST: min(losses.values())} if losses else {}

@@ -149,7 +149,7 @@ class Trainer:
         if self._config.mean_of and not self._world.on_main(lambda: self._store.has(total)):
             # It trains nothing, so nothing else would evaluate it.
             with self._watchdog.paused():
-                self._record(total, self._evaluate(total))
+                self._record(total, self._evaluate())
         with Prefetcher(self._batch) as batches, Collector() as collector:
             self._meter.start()
             while step < total:
@@ -206,18 +206,18 @@ class Trainer:
             self._record(step, {**seen, **self._meter.read()})
         if self._calendar.evaluates(step):
             with self._meter.paused(), self._watchdog.paused():
-                self._record(step, self._evaluate(step))
+                self._record(step, self._evaluate())
         if saves:
             with self._meter.paused(), self._watchdog.paused():
                 self._save(step)
 
-    def _evaluate(self, step: int) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float]:
         """Of the parameters, and of each average that is complete."""
 
         def measure() -> dict[str, float]:
             return evaluate(self._engine, self._loader, self._config, self._world)
 
-        return {**measure(), **evaluate_averages(self._averages, step, measure)}
+        return {**measure(), **evaluate_averages(self._averages, measure)}
 
     def _record(self, step: int, values: dict[str, Any]) -> None:
         if not self._world.main:

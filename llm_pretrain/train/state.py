@@ -117,7 +117,7 @@ def _load(
         fill(folder, {**_in(saved, state), **extra}, group=world.io_group)
 
     remembers = engine.load(take, saved)
-    averages.load(lambda state: fill(folder, state, group=world.io_group), saved)
+    averages.load(step, lambda state: fill(folder, state, group=world.io_group), saved)
     if known:
         _set_rng(rng, world)
     return remembers

@@ -173,7 +173,7 @@ def test_markdown_has_a_row_for_each_figure(
 def test_results_has_a_section_for_each_benchmark() -> None:
     text = collect.RESULTS.read_text()
     headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
-    assert headings == [*collect.MODULES, "GPU", "Remarks"]
+    assert headings == [*collect.MODULES, "GPU", "Studies", "Remarks"]
 
 
 def test_collect_replaces_one_section_and_keeps_the_rest() -> None:

@@ -99,8 +99,8 @@ def test_averages_are_copies_of_the_parameters(name: str, real: Measurements) ->
     both = memory.held["averages"] + memory.offloaded.get("averages", 0)
     count = 3 if AVERAGES[0] in case.overrides else 0
     assert both == count * rank["parameters"]
-    # And a number of samples for each.
-    assert rank["averages"] == both + 8 * count
+    # And numbers of samples: of the two windows together, and of the half-life.
+    assert rank["averages"] == both + (16 if count else 0)
 
 
 @pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])

@@ -1,5 +1,6 @@
 """Averages against means of recorded parameters; their state, places and refusals."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from llm_pretrain.checkpoint.saver import Saver
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.checkpoint.tensors import describe, fill, keys
-from llm_pretrain.config.average import in_steps
+from llm_pretrain.config.average import AverageSteps, in_steps
 from llm_pretrain.config.compose import compose
 from llm_pretrain.engine.fsdp import FsdpEngine
 from llm_pretrain.engine.layout import Layout
@@ -60,10 +61,16 @@ class Walk:
         }
 
 
-def make(walk: Walk, every: int, *windows: int, half_lives: tuple[int, ...] = ()) -> Averages:
+def make(
+    walk: Walk,
+    every: int,
+    *windows: int,
+    stride: int | None = None,
+    half_lives: tuple[int, ...] = (),
+) -> Averages:
     """Averages of a walk's parameters."""
     parts = Plain(dict(walk.model.named_parameters()))
-    return Averages(parts, every=every, windows=windows, half_lives=half_lives)
+    return Averages(parts, AverageSteps(every, stride or math.gcd(*windows), windows, half_lives))
 
 
 def applied(averages: Averages, walk: Walk, name: str) -> Values:
@@ -78,18 +85,23 @@ def assert_close(found: Values, expected: Values) -> None:
         torch.testing.assert_close(found[name].double(), value, rtol=1e-6, atol=1e-6)
 
 
-def test_windows_are_the_means_of_their_samples() -> None:
+@pytest.mark.parametrize(
+    ("every", "stride", "windows"),
+    [(3, 6, (6, 12, 30)), (3, 3, (12,)), (2, 8, (8,)), (5, 10, (20, 30))],
+    ids=["the paper's sweep", "LAWA", "one after the other", "longer than the stride"],
+)
+def test_windows_are_the_means_of_their_samples(
+    every: int, stride: int, windows: tuple[int, ...]
+) -> None:
     walk = Walk()
-    averages = make(walk, 3, 6, 12, 30)
-    for step in range(60):
-        walk.steps(averages, step, step + 1)
-        done = step + 1
-        names = [f"window_{n}" for n in (6, 12, 30) if done % n == 0]
-        assert averages.complete(done) == names
-        for name in names:
-            begin = done - int(name.removeprefix("window_"))
-            expected = walk.mean(range(begin + 3, done + 1, 3))
-            assert_close(applied(averages, walk, name), expected)
+    averages = make(walk, every, *windows, stride=stride)
+    for done in range(1, 61):
+        walk.steps(averages, done - 1, done)
+        ended = [n for n in windows if done % stride == 0 and n <= done]
+        assert averages.complete() == [f"window_{n}" for n in ended]
+        for n in ended:
+            expected = walk.mean(range(done - n + every, done + 1, every))
+            assert_close(applied(averages, walk, f"window_{n}"), expected)
 
 
 def test_a_window_of_whole_numbers_is_exact() -> None:
@@ -111,9 +123,9 @@ def test_half_lives_by_their_closed_form() -> None:
     walk = Walk()
     averages = make(walk, 4, half_lives=(6, 50))
     walk.steps(averages, 0, 3)
-    assert averages.complete(3) == []
+    assert averages.complete() == []
     walk.steps(averages, 3, 42)
-    assert averages.complete(42) == ["half_life_6", "half_life_50"]
+    assert averages.complete() == ["half_life_6", "half_life_50"]
     for half_life in (6, 50):
         weights = [(s, 0.5 ** ((40 - s) / half_life)) for s in range(4, 41, 4)]
         assert_close(applied(averages, walk, f"half_life_{half_life}"), walk.weighted(weights))
@@ -124,7 +136,7 @@ def test_parameters_come_back_bit_by_bit_also_after_an_error() -> None:
     averages = make(walk, 1, 4, half_lives=(3,))
     walk.steps(averages, 0, 4)
     before, kept = walk.values(), {n: v.clone() for n, v in leaves(averages.state())}
-    for name in averages.complete(4):
+    for name in averages.complete():
         with pytest.raises(RuntimeError, match="lost"), averages.applied(name):
             assert any(not torch.equal(v, before[n]) for n, v in walk.values().items())
             raise RuntimeError("lost")
@@ -140,7 +152,7 @@ def save(averages: Averages, place: Path, step: int) -> Callable[[Averages], Non
     saver.start({"model": {"x": torch.ones(2)}, "average": averages.state()}, meta(step))
     saver.wait()
     folder = store.path(step)
-    return lambda others: others.load(lambda state: fill(folder, state), keys(folder))
+    return lambda others: others.load(step, lambda state: fill(folder, state), keys(folder))
 
 
 @pytest.mark.parametrize("stop", [1, 6, 10, 12, 13, 20, 24])
@@ -160,34 +172,48 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened(stop: int, tmp_path: P
             others.after(step)
 
     walk.steps(Both(), stop, 48)  # type: ignore[arg-type]
-    assert averages.complete(48) == others.complete(48) == ["window_4", "window_12", "half_life_5"]
+    assert averages.complete() == others.complete() == ["window_4", "window_12", "half_life_5"]
     mine, theirs = dict(leaves(averages.state())), dict(leaves(others.state()))
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
-def test_other_windows_after_a_resume_begin_at_their_next_start(tmp_path: Path) -> None:
+def test_longer_windows_after_a_resume_go_on_from_what_is_there(tmp_path: Path) -> None:
+    walk = Walk()
+    averages = make(walk, 2, 4)
+    walk.steps(averages, 0, 10)
+    others = make(walk, 2, 4, 8, half_lives=(3,))
+    save(averages, tmp_path, 10)(others)
+    complete = []
+    for step in range(10, 24):
+        walk.steps(others, step, step + 1)
+        complete.append((step + 1, others.complete()))
+    windows = {step: [n for n in names if "window" in n] for step, names in complete}
+    # What was saved reaches back to step 8, where a stretch began.
+    assert {step: names for step, names in windows.items() if names} == {
+        12: ["window_4"],
+        16: ["window_4", "window_8"],
+        20: ["window_4", "window_8"],
+        24: ["window_4", "window_8"],
+    }
+    assert_close(applied(others, walk, "window_8"), walk.mean(range(18, 25, 2)))
+    weights = [(s, 0.5 ** ((24 - s) / 3)) for s in range(12, 25, 2)]
+    assert_close(applied(others, walk, "half_life_3"), walk.weighted(weights))
+
+
+def test_another_stride_after_a_resume_begins_at_its_next_start(tmp_path: Path) -> None:
     walk = Walk()
     averages = make(walk, 2, 12)
     walk.steps(averages, 0, 8)
-    others = make(walk, 2, 12, 4, 6, half_lives=(3,))
+    others = make(walk, 2, 6)
     save(averages, tmp_path, 8)(others)
     complete = []
     for step in range(8, 24):
         walk.steps(others, step, step + 1)
-        complete.append((step + 1, others.complete(step + 1)))
-    windows = {step: [n for n in names if "window" in n] for step, names in complete}
-    # Of those that were not there, 6 is in the middle of a window and 4 at the start of one.
-    assert {step: names for step, names in windows.items() if names} == {
-        12: ["window_12", "window_4"],
-        16: ["window_4"],
-        18: ["window_6"],
-        20: ["window_4"],
-        24: ["window_12", "window_4", "window_6"],
-    }
+        complete += [step + 1] if others.complete() else []
+    # It is resumed in the middle of a window.
+    assert complete == [18, 24]
     assert_close(applied(others, walk, "window_6"), walk.mean(range(20, 25, 2)))
-    weights = [(s, 0.5 ** ((24 - s) / 3)) for s in range(10, 25, 2)]
-    assert_close(applied(others, walk, "half_life_3"), walk.weighted(weights))
 
 
 def test_another_interval_is_another_average(tmp_path: Path) -> None:
@@ -196,11 +222,11 @@ def test_another_interval_is_another_average(tmp_path: Path) -> None:
     walk.steps(averages, 0, 6)
     others = make(walk, 3, 12, half_lives=(4,))
     others.after(3)
-    assert others.complete(3) == ["half_life_4"]
+    assert others.complete() == ["half_life_4"]
     save(averages, tmp_path, 6)(others)
-    assert others.complete(6) == []
+    assert others.complete() == []
     walk.steps(others, 6, 12)
-    assert others.complete(12) == ["half_life_4"]
+    assert others.complete() == ["half_life_4"]
     walk.steps(others, 12, 24)
     assert_close(applied(others, walk, "window_12"), walk.mean(range(15, 25, 3)))
 
@@ -212,7 +238,7 @@ def wander(world: World, place: Path) -> bool:
     """
     engine = FsdpEngine(CONFIG, world)
     parts = Plain(engine.state()["model"])
-    averages = Averages(parts, every=1, windows=(2, 3), half_lives=(2,))
+    averages = Averages(parts, AverageSteps(1, 1, (2, 3), (2,)))
     saver = Saver(CheckpointStore(place), world)
     for step in range(1, 7):
         put_truth(engine.state()["model"], seed=step)
@@ -274,7 +300,8 @@ def read(folder: Path) -> Values:
         ),
         (
             ["average.windows=[300 steps]", "eval.every=200 steps"],
-            "between two evaluations, with eval.every=200 steps; use 400 steps, or eval.every=300",
+            "every 300 steps, mostly between two evaluations, with eval.every=200 steps; use "
+            "eval.every=300 steps",
         ),
         (["average.windows=[0 steps]"], "average.windows: '0 steps' is no length; use \"5 steps\""),
         (["average.half_lives=[0 steps]"], "average.half_lives: '0 steps' is no length"),
@@ -283,7 +310,20 @@ def read(folder: Path) -> Values:
         (["average.windows=[2000 steps]"], "2000 steps are more than the 600 of the run"),
         (
             ["average.windows=[250 steps]", "eval.every=0 steps"],
-            "250 steps is never evaluated, with eval.every=0 and an end at step 600",
+            "end every 250 steps and are never evaluated, with eval.every=0 and an end at step 600",
+        ),
+        (
+            ["average.windows=[100 steps]", "average.stride=30 steps"],
+            "average.windows: 100 steps are no multiple of average.stride=30 steps; use 90 or 120",
+        ),
+        (
+            ["average.windows=[100 steps]", "average.stride=12 steps"],
+            "average.stride: 12 steps are no multiple of average.every=5 steps; use 10 or 15 steps",
+        ),
+        (
+            ["average.windows=[335 steps,500 steps]"],
+            "335, 500 steps that end every 5 steps are 100 sums as large as the model; use a "
+            "stride of 8 steps or more that divides all of them",
         ),
         (
             ["average.half_lives=[9 steps]", "optimizer=schedule_free"],
@@ -299,11 +339,13 @@ def test_refused(overrides: list[str], message: str) -> None:
 
 def test_groups_and_lengths_in_tokens() -> None:
     asked = ["experiment=demo", "schedule.total=5000 steps", "plan=[]", "eval.every=500 steps"]
-    swa, ema = (compose([*asked, f"average={name}"]) for name in ("swa", "ema"))
-    assert in_steps(swa.average, clock_of(swa)) == (5, [500, 1000, 1500, 2000, 2500], [])
-    assert in_steps(ema.average, clock_of(ema)) == (10, [], [135])
+    swa, lawa, ema = (compose([*asked, f"average={n}"]) for n in ("swa", "lawa", "ema"))
+    sweep = (500, 1000, 1500, 2000, 2500)
+    assert in_steps(swa.average, clock_of(swa)) == AverageSteps(5, 500, sweep, ())
+    assert in_steps(lawa.average, clock_of(lawa)) == AverageSteps(100, 100, (500,), ())
+    assert in_steps(ema.average, clock_of(ema)) == AverageSteps(10, 0, (), (135,))
     # The paper's decay of 0.95 for one sample.
     assert pytest.approx(0.95, abs=1e-4) == 0.5 ** (10 / 135)
     tokens = swa.data.global_batch * swa.data.sequence_length
     config = compose([*asked, f"average.half_lives=[{3 * tokens - 1} tokens,3 steps]"])
-    assert in_steps(config.average, clock_of(config)) == (5, [], [3])
+    assert in_steps(config.average, clock_of(config)) == AverageSteps(5, 0, (), (3,))
