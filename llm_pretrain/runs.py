@@ -215,6 +215,11 @@ class Run:
                 break
         return found
 
+    def newest_row(self, name: str) -> dict[str, Any]:
+        """The newest row that has a value of that name; empty without one."""
+        rows = (json.loads(line) for line in _backwards(self.metrics_path))
+        return next((row for row in rows if name in row), {})
+
     def rewind_metrics(self, step: int) -> None:
         """Forget what was measured after `step`, since it will be trained again."""
         if self.metrics_path.exists():

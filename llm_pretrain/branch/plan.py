@@ -19,6 +19,7 @@ from llm_pretrain.branch.mean import (
 from llm_pretrain.branch.points import clock_from, points
 from llm_pretrain.config.compose import AUTO, override
 from llm_pretrain.config.diff import differences, fingerprint, own_trajectory, trajectory
+from llm_pretrain.config.optimizer_rules import check_branches
 from llm_pretrain.config.schedule import CooldownConfig, ScheduleConfig
 from llm_pretrain.config.schema import BranchSpec, RunConfig, Segment, TrainConfig
 from llm_pretrain.duration import steps
@@ -82,8 +83,11 @@ def planned_steps(config: TrainConfig) -> set[int]:
 
 def check_plan(config: TrainConfig) -> None:
     """Raise UserError when the plan in a run's own config asks for what cannot be."""
-    for spec in config.plan:
-        expand(Origin(config, "", Path(config.run.dir)), spec)
+    for i, spec in enumerate(config.plan):
+        try:
+            expand(Origin(config, "", Path(config.run.dir)), spec)
+        except UserError as error:
+            raise UserError(f"plan.{i}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ def expand(origin: Origin, spec: BranchSpec) -> list[Branch]:
         raise UserError(f"data.tokenizer: a branch cannot change it; {_FIXED['data.tokenizer']}")
     if spec.kind == "average":
         refuse_training(replace(parent, mean_of=[]), changed)
+    else:
+        check_branches(changed.optimizer, spec.cooldown)
     family = _Family.of(origin, changed, spec)
     return [family.branch(start, end) for start, end in points(parent, changed, spec)]
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
+from llm_pretrain.config.average import best_average
 from llm_pretrain.errors import EXIT_OK, UserError
 from llm_pretrain.runs import Run, Seen, scan
 
@@ -50,12 +51,16 @@ def _grow(node: Tree, children: dict[str | None, list[Run]], of: str | None) -> 
 
 def describe(run: Run) -> str:
     """A run in one line: name, origin, state, step, losses."""
-    record, measured = run.record, run.newest_metrics("step", "loss", "val_loss")
+    record, measured = run.record, run.newest_metrics("step", "loss")
+    evaluated = run.newest_row("val_loss")
     parts = [record.name]
     if record.parent:
         parts.append(f"from step {record.parent.step}")
     parts += [run.status, f"step {measured.get('step', record.step)}/{record.total}"]
-    parts += [f"{key} {measured[key]:.4f}" for key in ("loss", "val_loss") if key in measured]
+    losses = {**measured, **evaluated}
+    parts += [f"{key} {losses[key]:.4f}" for key in ("loss", "val_loss") if key in losses]
+    if best := best_average(evaluated):
+        parts.append(f"averaged {best[1]:.4f} ({best[0]})")
     if record.reason:
         parts.append(record.reason.splitlines()[0])
     return "  ".join(parts)

@@ -1,9 +1,10 @@
 """Averages of the parameters along a run: which, and when they are evaluated."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
+from typing import Any
 
 from pydantic.dataclasses import dataclass
 
@@ -112,6 +113,23 @@ def _check_multiple(name: str, length: int, of: str, unit: int) -> None:
             f"average.{name}: {length} steps are no multiple of average.{of}={unit} steps; "
             f"use {f'{below} or ' if below else ''}{above} steps"
         )
+
+
+def best_average(row: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Of a row of metrics, which average has the smallest loss, in words, and that loss in nats per
+    token; None without one."""
+    losses = {name: row[f"val_loss_{name}"] for name in map(_average_of, row) if name}
+    if not losses:
+        return None
+    name = min(losses, key=lambda key: losses[key])
+    kind, _, length = name.rpartition("_")
+    return f"{kind.replace('half_life', 'half-life')} of {length} steps", losses[name]
+
+
+def _average_of(key: str) -> str:
+    """The average whose loss has this key in a row of metrics; empty for other keys."""
+    name = key.removeprefix("val_loss_")
+    return name if name.startswith(("window_", "half_life_")) else ""
 
 
 def check_rule(average: AverageConfig, name: str, averaging: Sequence[str]) -> None:

@@ -54,13 +54,13 @@ class OptimizerConfig:
     """schedule_free, schedule_free_plus: iterate k enters the average with weight k^r times the
     square of the largest rate so far. 0: all alike; 1 or 2: late ones more."""
     average_after: Duration | None = None
-    """schedule_free_plus: updates before the average begins; until then it is the raw iterate.
-    Null: the length of schedule.warmup; up to twice that is advised."""
+    """schedule_free_plus: where in the run the average begins; until then it is the raw iterate.
+    Null: the end of schedule.warmup; up to twice that is advised."""
     interpolation_end: Interpolation = 0.965
     """schedule_free_plus: what `interpolation` rises to within `anneal`."""
     anneal: Duration = steps(0)
-    """schedule_free_plus: updates in which 1 - interpolation goes geometrically to its end;
-    "0 steps": it stays."""
+    """schedule_free_plus: where in the run 1 - interpolation, which falls geometrically, is at its
+    end; "0 steps": it stays."""
     polyak_beta: Decay = 0.0
     """schedule_free_plus: decay of the moving average of the gradients' absolute sum, by which
     Polyak's step is divided; its bias is corrected. 0: this step's alone."""
@@ -73,8 +73,8 @@ class OptimizerConfig:
     alpha: NonNegative = 8.0
     """ademamix: weight of the slow average beside the fast one's 1."""
     slow_warmup: Duration = steps(0)
-    """ademamix: updates in which alpha rises from 0, and the half-life of the slow average from the
-    fast one's. The paper takes the whole run, "100%", Apertus 100k steps."""
+    """ademamix: until where in the run alpha rises from 0, and the half-life of the slow average
+    from the fast one's. The paper takes the length of the whole run, Apertus 100k steps."""
     momentum: Decay = 0.95
     """muon: decay of the gradients' average that is made orthogonal, with Nesterov's look ahead."""
     ns_steps: Positive = 5

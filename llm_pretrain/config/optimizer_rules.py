@@ -8,7 +8,7 @@ from llm_pretrain.config.schedule import CooldownConfig
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.duration import Duration
 from llm_pretrain.errors import UserError
-from llm_pretrain.schedule.schedule import schedule_of
+from llm_pretrain.schedule.schedule import clock_of, schedule_of
 
 SCHEDULE_FREE = ("schedule_free", "schedule_free_plus")
 """Rules that evaluate and branch from an average."""
@@ -63,6 +63,12 @@ def advice(config: TrainConfig) -> list[str]:
                 f"optimizer.lr: {optimizer.lr:g} is small for schedule_free_plus, where it "
                 "multiplies Polyak's step size; 1 is usual"
             )
+        after, total = optimizer.average_after, schedule_of(config).total
+        if after is not None and clock_of(config).point(after) >= total:
+            found.append(
+                f"optimizer.average_after: '{after}' is not before the end of the run at step "
+                f"{total}, so what is evaluated is the raw iterate and no average"
+            )
     if optimizer.name == "ademamix" and optimizer.slow_warmup.unit == "steps":
         total, warmup = schedule_of(config).total, int(optimizer.slow_warmup.amount)
         if warmup > total:
@@ -103,17 +109,21 @@ def _check_schedule(config: TrainConfig) -> None:
             f"schedule.{field}: {value} with optimizer={name}, whose average takes the place of a "
             "decaying rate; use schedule=constant"
         )
-    cooldowns = [("schedule", schedule.cooldown)]
-    for i, spec in enumerate(config.plan):
-        if spec.kind != "average":
-            cooldowns.append((f"plan.{i}", spec.cooldown))
-    for place, cooldown in cooldowns:
-        if _cools(cooldown):
-            raise UserError(
-                f"{place}.cooldown.length: '{cooldown.length}' with optimizer={name}, whose "
-                "average takes the place of a decaying rate; use schedule=constant, and for "
-                'branches cooldown.length="0 steps"'
-            )
+    if _cools(schedule.cooldown):
+        raise UserError(
+            f"schedule.cooldown.length: '{schedule.cooldown.length}' with optimizer={name}, whose "
+            "average takes the place of a decaying rate; use schedule=constant"
+        )
+
+
+def check_branches(optimizer: OptimizerConfig, cooldown: CooldownConfig) -> None:
+    """Raise UserError when branches with this rule cannot have this cooldown."""
+    if optimizer.name in SCHEDULE_FREE and _cools(cooldown):
+        raise UserError(
+            f"cooldown.length: '{cooldown.length}' of a branch with optimizer={optimizer.name}, "
+            'whose average takes the place of a decaying rate; use cooldown.length="0 steps", or '
+            "another optimizer for the branch"
+        )
 
 
 def _cools(cooldown: CooldownConfig) -> bool:

@@ -1,11 +1,13 @@
 """What the training loop may ask of an engine."""
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from llm_pretrain.optim.averaging import Parts
+from llm_pretrain.optim.base import Rule
 
 State = dict[str, Any]
 """Nested dict of this rank's tensors. 'model', by its own parameter names, as it is evaluated and
@@ -58,11 +60,17 @@ class Engine(Protocol):
         """
         ...
 
-    def load(self, fill: Callable[[State], None], saved: Collection[str] | None = None) -> bool:
+    def load(
+        self,
+        fill: Callable[[State], None],
+        saved: Collection[str] | None = None,
+        *,
+        step: int = 0,
+    ) -> bool:
         """Take over a state: `fill` puts a checkpoint's values into the tensors it is given.
 
-        `saved`: names of what the checkpoint has; None: all of `state()`. Returns whether it has
-        what this update rule remembers; if not, that is as at the start of a run.
+        `saved`: names of what the checkpoint of `step` has that may be taken; None: all of
+        `state()`. Returns whether it has what this update rule remembers; if not, that begins anew.
         """
         ...
 
@@ -74,3 +82,34 @@ def saved_names(state: State) -> set[str]:
         inner = saved_names(value) if isinstance(value, dict) else set()
         names |= {f"{key}.{name}" for name in inner} if inner else {key}
     return names
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What a checkpoint has of a rule's state."""
+
+    whole: bool
+    """Whether the rule can go on from it."""
+    state: State
+    """The leaves to be filled; none if it cannot."""
+    lacking: frozenset[str]
+    """Of `Rule.late`, what has to begin where the checkpoint ends."""
+
+    @classmethod
+    def of(cls, rule: Rule, state: State, saved: Collection[str] | None) -> "Remembered":
+        """`state`: of the rule, to be filled; `saved`: as for `Engine.load`."""
+        missing = frozenset[str]() if saved is None else saved_names(state) - set(saved)
+        lacking = frozenset(name.rpartition(".")[2] for name in missing)
+        whole = lacking <= rule.late
+        return cls(whole, _without(state, missing) if whole else {}, lacking)
+
+
+def _without(state: State, names: Collection[str], prefix: str = "") -> State:
+    """The leaves that are not called so in a checkpoint."""
+    found: State = {}
+    for key, value in state.items():
+        if isinstance(value, dict):
+            found[key] = _without(value, names, f"{prefix}{key}.")
+        elif prefix + key not in names:
+            found[key] = value
+    return found

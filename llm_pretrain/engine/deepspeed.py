@@ -133,11 +133,17 @@ class DeepSpeedEngine:
         """See Engine."""
         return {**self._state.state(), **fp8.state(self._model, self._config.precision)}
 
-    def load(self, fill: Callable[[State], None], saved: Collection[str] | None = None) -> bool:
+    def load(
+        self,
+        fill: Callable[[State], None],
+        saved: Collection[str] | None = None,
+        *,
+        step: int = 0,
+    ) -> bool:
         """See Engine."""
         filling = fp8.loading(self._model, self._config.precision, fill)
         self._broken, self._loss = False, None
-        return self._state.load(filling, saved)
+        return self._state.load(filling, saved, step)
 
 
 class _Losses(nn.Module):

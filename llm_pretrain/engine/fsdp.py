@@ -1,7 +1,7 @@
 """FSDP2 and tensor parallelism on a mesh of ranks; with a single process, the plain module."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.distributed.tensor.parallel import loss_parallel
 
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine import fp8
-from llm_pretrain.engine.base import State, saved_names
+from llm_pretrain.engine.base import Remembered, State
 from llm_pretrain.engine.blank import blank_model
 from llm_pretrain.engine.inputs import Inputs
 from llm_pretrain.engine.parallel import context_mesh, distribute
@@ -50,9 +50,12 @@ class FsdpEngine:
         self._parameters = dict(self.model.named_parameters())
         self.rule = self._make_rule()
         self._loss: torch.Tensor | None = None
+        self._trained: list[torch.Tensor] | None = None
+        """What the parameters hold in training, while they hold what is evaluated."""
 
     def forward_backward(self, tokens: torch.Tensor, *, weight: float, last: bool) -> torch.Tensor:
         """See Engine."""
+        self._train()
         if isinstance(self.model, FSDPModule):
             whole = self._config.engine.accumulate == "whole"
             self.model.set_requires_gradient_sync(last or not whole)
@@ -84,11 +87,8 @@ class FsdpEngine:
     @torch.no_grad()
     def evaluate(self, tokens: torch.Tensor) -> torch.Tensor:
         """See Engine."""
-        with (
-            self._read_out(),
-            self._sharded_loss(),
-            fp8.unchanged(self.model, self._config.precision),
-        ):
+        self._read_out()
+        with self._sharded_loss(), fp8.unchanged(self.model, self._config.precision):
             losses = _local(self._losses(tokens).mean(dim=1))
         if self._context is not None:
             dist.all_reduce(losses, group=self._context.get_group())
@@ -110,26 +110,35 @@ class FsdpEngine:
 
     def parts(self) -> Parts:
         """See Engine."""
+        self._train()
         return Plain(self._parameters)
 
     def state(self) -> State:
         """See Engine."""
+        self._train()
         rule = self.rule
         model = {name: _readout(rule, p) for name, p in self._parameters.items()}
         return {"model": model, **self._of_rule(), **fp8.state(self.model, self._config.precision)}
 
-    def load(self, fill: Callable[[State], None], saved: Collection[str] | None = None) -> bool:
+    def load(
+        self,
+        fill: Callable[[State], None],
+        saved: Collection[str] | None = None,
+        *,
+        step: int = 0,
+    ) -> bool:
         """See Engine."""
-        mine = self._of_rule()
-        whole = saved is None or saved_names(mine) <= set(saved)
+        self._train()
+        found = Remembered.of(self.rule, self._of_rule(), saved)
         # What is read out follows from the point at which training goes on.
-        point = whole and self.rule.averages
+        point = found.whole and self.rule.averages
         model = {} if point else {n: p.detach() for n, p in self._parameters.items()}
-        parts = {"model": model, **(mine if whole else {})}
-        fp8.loading(self.model, self._config.precision, fill)(parts)
-        if not whole:
-            self.rule.make_state()
-        return whole
+        fp8.loading(self.model, self._config.precision, fill)({"model": model, **found.state})
+        if not found.whole:
+            self.rule.make_state(step)
+        elif found.lacking:
+            self.rule.begin(found.lacking)
+        return found.whole
 
     def _of_rule(self) -> State:
         """What the update rule remembers, and where training goes on if that is elsewhere."""
@@ -140,18 +149,22 @@ class FsdpEngine:
                 own[name]["point"] = parameter.detach()
         return {"optimizer": own, **({"rule": dict(self.rule.shared)} if self.rule.shared else {})}
 
-    @contextlib.contextmanager
-    def _read_out(self) -> Iterator[None]:
-        """Parameters have the values to evaluate; at the end exactly those that they had."""
-        if not self.rule.averages:
-            yield
+    def _read_out(self) -> None:
+        """Let the parameters have the values to evaluate, until `_train`."""
+        if self._trained is not None or not self.rule.averages:
             return
-        trained = [local(p).clone() for p in self._parameters.values()]
+        self._trained = [local(p).clone() for p in self._parameters.values()]
         for parameter in self._parameters.values():
             local(parameter).copy_(local(self.rule.readout(parameter)))
-        yield
-        for parameter, values in zip(self._parameters.values(), trained, strict=True):
+
+    @torch.no_grad()
+    def _train(self) -> None:
+        """Let the parameters be the point of training again, bit by bit, if they are not."""
+        if self._trained is None:
+            return
+        for parameter, values in zip(self._parameters.values(), self._trained, strict=True):
             local(parameter).copy_(values)
+        self._trained = None
 
     def _make_rule(self) -> Rule:
         config = self._config

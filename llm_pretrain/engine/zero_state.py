@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, empty
 
-from llm_pretrain.engine.base import State, saved_names
+from llm_pretrain.engine.base import Remembered, State
 from llm_pretrain.engine.zero_pieces import Pieces
 from llm_pretrain.optim.base import Rule
 from llm_pretrain.optim.piece import Piece
@@ -67,25 +67,26 @@ class ZeroState:
         model = {name: partial(self._readout, p) for name, p in self.pieces.items()}
         return {"model": model, **self._of_rule(self.rows)}
 
-    def load(self, fill: Callable[[State], None], saved: Collection[str] | None) -> bool:
+    def load(self, fill: Callable[[State], None], saved: Collection[str] | None, step: int) -> bool:
         """See Engine. `fill` gets buffers for this rank's rows."""
-        names = saved_names(self._of_rule(self.rows))
-        whole = saved is None or names <= set(saved)
+        mine = self._of_rule(lambda piece, _: self.buffer(piece))
+        found = Remembered.of(self._rule, mine, saved)
         # What is read out follows from the point at which training goes on.
-        point = whole and self._rule.averages
+        point = found.whole and self._rule.averages
         model = {} if point else {n: self.buffer(p) for n, p in self.pieces.items()}
-        mine = self._of_rule(lambda piece, _: self.buffer(piece)) if whole else {}
-        fill({"model": model, **mine})
+        fill({"model": model, **found.state})
         for name, piece in self.pieces.items():
-            state = mine["optimizer"].pop(name) if whole else {}
+            state = found.state["optimizer"].pop(name) if found.whole else {}
             self.take(piece, state.pop("point") if point else model.pop(name), piece)
-            for key, kept in self._rule.state[piece].items() if whole else ():
+            for key, kept in self._rule.state[piece].items() if found.whole else ():
                 if kept.ndim:
                     self.take(piece, state.pop(key), kept)
-        if not whole:
-            self._rule.make_state()
+        if not found.whole:
+            self._rule.make_state(step)
+        elif found.lacking:
+            self._rule.begin(found.lacking)
         self.written()
-        return whole
+        return found.whole
 
     def _of_rule(self, leaf: Callable[[Piece, Tensor], Any]) -> State:
         """What the update rule remembers, and where training goes on if that is elsewhere."""

@@ -17,6 +17,8 @@ class AdEMAMix(Rule):
     The slow average m2 has no bias correction: until it has filled, alpha_t is small.
     """
 
+    late = frozenset({"origin"})
+
     def __init__(
         self,
         groups: Groups,
@@ -27,17 +29,17 @@ class AdEMAMix(Rule):
         slow_warmup: int = 0,
         eps: float = 1e-8,
     ) -> None:
-        """`slow_warmup`: in updates; the rest as in OptimizerConfig."""
+        """`slow_warmup`: in updates, from step 0 of the run; the rest as in OptimizerConfig."""
         self._betas, self._alpha, self._warmup, self._eps = betas, alpha, slow_warmup, eps
-        self._k = HostNumber()
+        self._k, self._origin = HostNumber(), HostNumber()
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
         self.make_state()
 
-    def make_state(self) -> None:
+    def make_state(self, step: int = 0) -> None:
         """See Rule; also starts the rule's own count anew."""
-        super().make_state()
-        self._k.value = 0.0
-        self.shared = {"k": self._k.tensor}
+        super().make_state(step)
+        self._k.value, self._origin.value = 0.0, float(step)
+        self.shared = {"k": self._k.tensor, "origin": self._origin.tensor}
 
     def _first_state(self, _group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
         names = ("exp_avg", "exp_avg_slow", "exp_avg_sq")
@@ -46,7 +48,8 @@ class AdEMAMix(Rule):
     def _update(self, _loss: Tensor | None, _clipped: Tensor | None) -> None:
         self._k.value += 1
         count, (beta1, beta2, _) = self._k.value, self._betas
-        beta3, alpha = slow(count, self._warmup, beta1, self._betas[2], self._alpha)
+        done = self._origin.value + count
+        beta3, alpha = slow(done, self._warmup, beta1, self._betas[2], self._alpha)
         for decay, batch in self._batches("exp_avg", "exp_avg_slow", "exp_avg_sq"):
             p, g, v = batch.params, batch.grads, batch.state["exp_avg_sq"]
             fast, late = batch.state["exp_avg"], batch.state["exp_avg_slow"]

@@ -1,7 +1,7 @@
 """What engines and checkpoints need of an update rule, beyond what torch's optimizers offer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -73,6 +73,8 @@ class Rule(torch.optim.Optimizer, ABC):
     piecewise: ClassVar[bool] = False
     """Whether a step may be done in several: parameters without gradients take no part, and the
     rule has no count or sum over all."""
+    late: frozenset[str] = frozenset()
+    """Names in the state that may begin in the middle of a run: see `begin`."""
 
     def __init__(self, groups: Groups, defaults: dict[str, Any]) -> None:
         """The rules call `make_state` when they are ready for it."""
@@ -85,10 +87,11 @@ class Rule(torch.optim.Optimizer, ABC):
         self._clipped: Tensor | Callable[[], Tensor | None] | None = None
 
     @torch.no_grad()
-    def make_state(self) -> None:
+    def make_state(self, step: int = 0) -> None:
         """Give each parameter in `param_groups` its first state; that of others is dropped.
 
-        Parameters must have the values with which training starts.
+        Parameters must have the values with which training starts, after `step` updates by another
+        rule, if any.
         """
         self.state.clear()
         for group in self.param_groups:
@@ -106,6 +109,10 @@ class Rule(torch.optim.Optimizer, ABC):
         """
         self.given(loss=loss, clipped=clipped)
         self.step()
+
+    def begin(self, names: Collection[str]) -> None:
+        """Make those of `late` that a checkpoint does not have, at the parameters' present values;
+        all ranks together. A step count that it does not have is 0."""
 
     def given(
         self,

@@ -32,7 +32,7 @@ class Lengths:
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Lengths":
-        """Those of a run, counted from step 0 of its oldest ancestor."""
+        """Those of a run, from step 0 of its oldest ancestor, also for a rule that began later."""
         clock, optimizer, first = clock_of(config), config.optimizer, schedule_of(config).phases[0]
         after = optimizer.average_after
         warmup = first.length if first.kind == "warmup" else 0

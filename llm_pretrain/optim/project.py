@@ -1,6 +1,6 @@
 """Normalize-and-Project: any update rule, with matrices held at the norm that they began with."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -72,26 +72,31 @@ class NormalizeAndProject(Rule):
         self._updates = HostNumber()
         super().__init__(inner.param_groups, inner.defaults)
         self.needs_loss = inner.needs_loss  # type: ignore[misc]
+        self.late = inner.late | {"norm", "updates"}
         self.param_groups, self.state = inner.param_groups, inner.state
         self.shared = {**inner.shared, "updates": self._updates.tensor}
-        self.record()
+        self._record()
+
+    def make_state(self, step: int = 0) -> None:
+        """See Rule."""
+        self._inner.make_state(step)
+        self._updates.value = 0.0
+        self.shared = {**self._inner.shared, "updates": self._updates.tensor}
+        self._record()
+
+    def begin(self, names: Collection[str]) -> None:
+        """See Rule: a branch of a run that did not project holds the norms that it begins with."""
+        self._inner.begin(names)
+        if "norm" in names:
+            self._updates.value = 0.0
+            self._record()
 
     @torch.no_grad()
-    def record(self) -> None:
-        """Take the norms that the matrices have now as those to hold; all ranks together.
-
-        For a branch of a run that did not project: its checkpoint has no norms.
-        """
+    def _record(self) -> None:
+        """Take the norms that the matrices have now as those to hold; all ranks together."""
         norms = self._norms()
         for parameter, norm in zip(self._matrices, norms.unbind(), strict=True):
             self.state[parameter]["norm"] = norm.clone()
-
-    def make_state(self) -> None:
-        """See Rule."""
-        self._inner.make_state()
-        self._updates.value = 0.0
-        self.shared = {**self._inner.shared, "updates": self._updates.tensor}
-        self.record()
 
     def readout(self, parameter: Tensor) -> Tensor:
         """See Rule."""

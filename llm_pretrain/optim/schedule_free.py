@@ -44,9 +44,9 @@ class ScheduleFree(Interpolated, Rule):
         self._adopt(inner)
         self.make_state()
 
-    def make_state(self) -> None:
+    def make_state(self, step: int = 0) -> None:
         """See Rule; also starts the rule's own numbers anew."""
-        super().make_state()
+        super().make_state(step)
         for number, value in zip(self._numbers.values(), (0.0, -1.0, 0.0), strict=True):
             number.value = value
         self._beta.value = self._wanted

@@ -33,6 +33,7 @@ class ScheduleFreePlus(Interpolated, Rule):
     """
 
     needs_loss = True
+    late = frozenset({"origin"})
 
     def __init__(
         self,
@@ -51,7 +52,8 @@ class ScheduleFreePlus(Interpolated, Rule):
         total: Total,
         plain_copies: int = 1,
     ) -> None:
-        """`anneal`, `average_after`: in updates; the rest as in OptimizerConfig.
+        """`anneal`, `average_after`: in updates, from step 0 of the run; the rest as in
+        OptimizerConfig.
 
         `total`: sums over ranks. `plain_copies`: ranks that hold the same values of parameters that
         are no DTensors, see `base.copies`.
@@ -61,17 +63,19 @@ class ScheduleFreePlus(Interpolated, Rule):
         self._anneal, self._power, self._average_after = anneal, weight_power, average_after
         self._polyak_beta, self._floor = polyak_beta, loss_floor
         self._total, self._copies = total, plain_copies
-        self._k, self._beta = HostNumber(), HostNumber(interpolation)
+        self._k, self._origin, self._beta = HostNumber(), HostNumber(), HostNumber(interpolation)
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
         self.make_state()
 
-    def make_state(self) -> None:
+    def make_state(self, step: int = 0) -> None:
         """See Rule; also starts the rule's own numbers anew."""
-        super().make_state()
+        super().make_state(step)
         self._device = local(self.param_groups[0]["params"][0]).device
-        self._k.value, self._beta.value = 0.0, self._interpolation[0]
+        self._k.value, self._origin.value = 0.0, float(step)
+        self._beta.value = self._interpolation_now()
         self.shared = {
             "k": self._k.tensor,
+            "origin": self._origin.tensor,
             "interpolation": self._beta.tensor,
             "lr_max": self._number(self._eps),
             "weight_sum": self._number(0.0),
@@ -81,6 +85,11 @@ class ScheduleFreePlus(Interpolated, Rule):
     def rates(self) -> dict[str, Tensor]:
         """See Rule: G, Polyak's step size times the learning rate."""
         return {"polyak_step": torch.as_tensor(self.rate)}
+
+    @property
+    def _step(self) -> float:
+        """Updates that the run has done, those before this rule included."""
+        return self._origin.value + self._k.value
 
     def _number(self, value: float) -> Tensor:
         return torch.full((), value, dtype=torch.float64, device=self._device)
@@ -107,7 +116,7 @@ class ScheduleFreePlus(Interpolated, Rule):
         start, end = self._interpolation
         if not self._anneal:
             return start
-        done = min(self._k.value / self._anneal, 1)
+        done = min(self._step / self._anneal, 1)
         return 1 - math.exp((1 - done) * math.log(1 - start) + done * math.log(1 - end))
 
     def _polyak(self, loss: Tensor, clipped: Tensor | None, ratio: float) -> Tensor:
@@ -147,7 +156,7 @@ class ScheduleFreePlus(Interpolated, Rule):
         """c: how far the average goes to the new iterate."""
         largest, weights = self.shared["lr_max"], self.shared["weight_sum"]
         largest.copy_(torch.maximum(largest, rate))
-        if self._k.value < self._average_after:
+        if self._step < self._average_after:
             return torch.ones_like(rate)
         weight: Tensor = (self._k.value + 1) ** self._power * largest.square()
         weights.add_(weight)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_pretrain.config.average import best_average
 from llm_pretrain.errors import UserError
 from llm_pretrain.report.data import Evaluation, RunData, Training, lineage
 from llm_pretrain.runs import Run, scan
@@ -118,7 +119,7 @@ def parse(rows: Iterable[dict[str, Any]]) -> tuple[list[Evaluation], list[Traini
         if not (math.isfinite(first) and math.isfinite(second)):
             skipped += 1
         elif is_evaluation:
-            evaluations.append(Evaluation(step, tokens, first, second))
+            evaluations.append(Evaluation(step, tokens, first, second, best_average(row)))
         else:
             training.append(Training(step, tokens, first, second))
     return evaluations, training, skipped

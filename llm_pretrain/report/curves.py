@@ -18,6 +18,8 @@ class Curve:
     """A line of a chart; `remarks` is what hovering adds to the value of each point."""
 
     run: RunData
+    of: str = ""
+    """What of the run it shows, where that is not the run itself."""
     steps: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
@@ -39,6 +41,16 @@ def validation(run: RunData) -> Curve:
         curve.add(joint.step, joint.tokens, joint.loss, f" ± {joint.stderr:.4f}, on its parent")
     for e in run.evaluations:
         curve.add(e.step, e.tokens, e.loss, f" ± {e.stderr:.4f}")
+    return curve
+
+
+def averaged(run: RunData) -> Curve:
+    """The losses of the run's best averages, wherever one was evaluated."""
+    curve = Curve(run, "averaged")
+    for e in run.evaluations:
+        if e.average:
+            name, loss = e.average
+            curve.add(e.step, e.tokens, loss, f", {name}")
     return curve
 
 

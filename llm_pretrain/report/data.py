@@ -21,6 +21,8 @@ class Evaluation:
     tokens: int
     loss: float
     stderr: float
+    average: tuple[str, float] | None = None
+    """Which average of the parameters had the smallest loss, and that loss."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ _AXES = {"tokens": "Training tokens", "steps": "Steps (optimizer updates)"}
 
 
 def validation_loss(runs: Sequence[RunData]) -> Figure | None:
-    """Evaluations of every run, each branch joined to its parent; None when there is none."""
-    drawn = [curves.validation(run) for run in runs]
+    """Evaluations of every run, each branch joined to its parent, and of its best averages; None
+    when there is none."""
+    drawn = [draw(run) for draw in (curves.validation, curves.averaged) for run in runs]
     return _figure(runs, drawn, "Validation loss (nats per token)", markers=0, zoomed=True)
 
 
@@ -78,13 +79,13 @@ def _trace(curve: Curve, look: Look, markers: int, digits: str) -> dict[str, Any
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": label(curve.run),
+        "name": label(curve.run) + (f", {curve.of}" if curve.of else ""),
         "x": curve.tokens,
         "y": curve.values,
         "customdata": said,
         "line": {
             "color": look.colour,
-            "dash": look.dash,
+            "dash": "dot" if curve.of else look.dash,
             "width": 0.7 * look.width if thin else look.width,
         },
         "marker": {

@@ -58,7 +58,14 @@ def runs_table(runs: Sequence[RunData]) -> str:
         Column("tokens/s, median", "number"),
         Column("training time", "number"),
     ]
-    return table(columns, [_run_row(run) for run in runs], [_run_detail(run) for run in runs])
+    rows = [_run_row(run) for run in runs]
+    if any(words.last_average(run) for run in runs):
+        columns.append(Column("its best average", "number"))
+        rows = [
+            [*row, words.last_average(run) or words.DASH]
+            for row, run in zip(rows, runs, strict=True)
+        ]
+    return table(columns, rows, [_run_detail(run) for run in runs])
 
 
 def _run_row(run: RunData) -> list[str]:

@@ -40,6 +40,12 @@ def loss(evaluation: Evaluation | None) -> str:
     return f"{evaluation.loss:.4f} ± {evaluation.stderr:.4f}"
 
 
+def last_average(run: RunData) -> str:
+    """3.1234 (window of 500 steps), at the last evaluation; empty where it has none."""
+    last = last_loss(run)
+    return f"{last.average[1]:.4f} ({last.average[0]})" if last and last.average else ""
+
+
 def signed(value: float) -> str:
     """With its sign: +0.1234; below zero with a true minus."""
     return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")

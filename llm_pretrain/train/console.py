@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from llm_pretrain.config.average import best_average
+
 _LINE_SECONDS = 10.0
 
 
@@ -92,7 +94,9 @@ class RunConsole:
 def describe(row: dict[str, Any]) -> str:
     """A row of metrics in words."""
     if "val_loss" in row:
-        return f"val_loss {row['val_loss']:.4f} ± {row['val_stderr']:.4f}"
+        best = best_average(row)
+        averaged = f", averaged {best[1]:.4f} ({best[0]})" if best else ""
+        return f"val_loss {row['val_loss']:.4f} ± {row['val_stderr']:.4f}{averaged}"
     return (
         f"loss {row['loss']:.4f} lr {row['lr']:.2e} "
         f"{row['tokens_per_second']:,.0f} tokens/s mfu {row['mfu']:.1%}"

@@ -156,13 +156,11 @@ class Session:
             loader=loader,
             console=console,
         )
-        step, remembers = restore(
-            run, config, engine, loader, world, averages=averages, saved=saved
-        )
-        if not remembers:
-            console.say(f"{config.optimizer.name}: starts anew, the parent had another optimizer")
+        step, anew = restore(run, config, engine, loader, world, averages=averages, saved=saved)
+        if anew:
+            console.say(f"{config.optimizer.name}: starts anew, {anew}")
         peak = trainer.peak_source
-        number = world.on_main(lambda: self._begin(run, step, peak))
+        number = world.on_main(lambda: self._begin(run, step, peak, anew))
         witness = Witness(run, world, self.hosts, flight.place(run.flight_path, number))
         console.say(self._greeting(step, peak))
         for line in (*map(str, self.settled.chosen), *advice(config)):
@@ -200,7 +198,7 @@ class Session:
             except LostRankError as error:
                 raise witness.explained(error) from error
 
-    def _begin(self, run: Run, step: int, peak: str) -> int:
+    def _begin(self, run: Run, step: int, peak: str, anew: str) -> int:
         """Enter this session into the record; its number."""
         config = self.config
         # A mean of checkpoints has measured itself before its only checkpoint.
@@ -219,6 +217,7 @@ class Session:
             "layout": self._layout(),
             "precision": config.precision.name,
             "computes": self.settled.to_dict(),
+            "optimizer_anew": anew or None,
             "peak": peak,
         }
         sessions = [*run.record.sessions, entry]

@@ -1,5 +1,6 @@
 """What goes into a checkpoint, and how a run gets its state back."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,36 +77,42 @@ def restore(
     *,
     averages: Averages,
     saved: int | None,
-) -> tuple[int, bool]:
+) -> tuple[int, str]:
     """Load the run's own checkpoint of step `saved`, else the parent's.
 
-    Returns the updates done, and whether what the update rule remembers came along: not with
-    another rule than the parent's. Session has verified what is loaded here. Raises UserError when
-    the settings differ.
+    Returns the updates done, and why the update rule begins anew there; empty if it goes on.
+    Session has verified what is loaded here. Raises UserError when the settings differ.
     """
+    load = partial(_load, config=config, engine=engine, averages=averages, world=world)
     if saved is not None:
         store = CheckpointStore(run.checkpoints)
         check_same_run(store.meta(saved), config, loader, str(run.path))
-        return saved, _load(store, saved, engine, averages, world)
+        return saved, load(store, saved)
     parent = run.parent_run()
     if parent is None:
-        return run.begin, True
+        return run.begin, ""
     store = CheckpointStore(parent.checkpoints)
     if config.mean_of:
-        return run.begin, _load_mean([store.path(s) for s in config.mean_of], engine, world)
-    return run.begin, _load(store, run.begin, engine, averages, world)
+        _load_mean([store.path(s) for s in config.mean_of], engine, world, run.begin)
+        return run.begin, "a mean of checkpoints has no moments"
+    return run.begin, load(store, run.begin)
 
 
-def _load_mean(folders: list[Path], engine: Engine, world: World) -> bool:
+def _load_mean(folders: list[Path], engine: Engine, world: World, step: int) -> None:
     """The mean of the parameters. Moments start anew: the mean of several is the moment of none."""
     names = {name for name in keys(folders[0]) if name.startswith("model.")}
-    engine.load(lambda state: fill_mean(folders, state, group=world.io_group), names)
-    return True
+    engine.load(lambda state: fill_mean(folders, state, group=world.io_group), names, step=step)
 
 
 def _load(
-    store: CheckpointStore, step: int, engine: Engine, averages: Averages, world: World
-) -> bool:
+    store: CheckpointStore,
+    step: int,
+    *,
+    config: TrainConfig,
+    engine: Engine,
+    averages: Averages,
+    world: World,
+) -> str:
     folder = store.path(step)
     mine, rng, saved = f"rank{world.rank}", _rng(world), keys(folder)
     # With another world size, ranks that did not exist have no generator state to restore;
@@ -116,11 +123,15 @@ def _load(
     def take(state: State) -> None:
         fill(folder, {**_in(saved, state), **extra}, group=world.io_group)
 
-    remembers = engine.load(take, saved)
+    # Two rules may give the same names to what is not the same.
+    rule = completed(store.meta(step).config)["optimizer.name"]
+    other = rule != config.optimizer.name
+    ours = {n for n in saved if not (other and n.startswith(("optimizer.", "rule.")))}
+    goes_on = engine.load(take, ours, step=step)
     averages.load(step, lambda state: fill(folder, state, group=world.io_group), saved)
     if known:
         _set_rng(rng, world)
-    return remembers
+    return "" if goes_on else f"the parent had optimizer={rule}"
 
 
 def _in(saved: set[str], state: State) -> State:
