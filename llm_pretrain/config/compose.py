@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from llm_pretrain.config import schema
+from llm_pretrain.config.optimizer_rules import check_rate_of_experiment
 from llm_pretrain.config.rules import check
 from llm_pretrain.errors import UserError, did_you_mean
 
@@ -55,7 +56,10 @@ def compose(
     overrides: Sequence[str], config_dir: Path | None = None, *, name: str = "train"
 ) -> schema.TrainConfig:
     """Compose conf/NAME.yaml with `overrides`. Raises UserError for anything wrong in them."""
-    return build_train(_compose(name, overrides, schema.TrainConfig, config_dir))
+    config = build_train(_compose(name, overrides, schema.TrainConfig, config_dir))
+    if {"optimizer", "experiment"} <= (given := {_key(text) for text in overrides}):
+        check_rate_of_experiment(config.optimizer, "optimizer.lr" in given)
+    return config
 
 
 def compose_branch(overrides: Sequence[str]) -> schema.BranchArgs:
@@ -217,6 +221,10 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise UserError(f"{str(error).splitlines()[0]} (write overrides as key=value)") from error
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _option(change: Override) -> dict[str, Any]:

@@ -12,6 +12,10 @@ from llm_pretrain.schedule.schedule import clock_of, schedule_of
 
 SCHEDULE_FREE = ("schedule_free", "schedule_free_plus")
 """Rules that evaluate and branch from an average."""
+_RATES = {
+    "schedule_free": "1 to 10 times a tuned AdamW's",
+    "schedule_free_plus": "optimizer.lr=1 is usual, since it multiplies Polyak's step size",
+}
 _READERS = {
     "beta1": ("adamw", "schedule_free_plus", "ademamix", "muon"),
     "corrected_decay": ("adamw",),
@@ -46,6 +50,16 @@ def check_optimizer(config: TrainConfig) -> None:
             f"interpolation={optimizer.interpolation:g}; it is to rise"
         )
     _check_projection(config)
+
+
+def check_rate_of_experiment(optimizer: OptimizerConfig, given: bool) -> None:
+    """Raise UserError when a rule that takes other rates than AdamW was chosen for an experiment,
+    whose rate then holds, and none was `given` beside it."""
+    if optimizer.name in SCHEDULE_FREE and not given:
+        raise UserError(
+            f"optimizer.lr: {optimizer.lr:g} is the experiment's, for another rule; with "
+            f"optimizer={optimizer.name} give one beside it: {_RATES[optimizer.name]}"
+        )
 
 
 def advice(config: TrainConfig) -> list[str]:

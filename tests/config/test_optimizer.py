@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llm_pretrain.branch.plan import check_plan
 from llm_pretrain.config.compose import compose, conf_dir, override
 from llm_pretrain.config.optimizer import OptimizerConfig
 from llm_pretrain.config.optimizer_rules import advice
@@ -41,7 +42,8 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
         ((FREE, "schedule=cosine"), "use schedule=constant"),
         ((FREE, "schedule=inverse_sqrt"), "schedule.main: inverse-sqrt"),
         ((FREE, "schedule=two_stage"), "schedule.stages: "),
-        ((PLUS, 'plan=[{ends: ["500 steps"]}]'), "plan.0.cooldown.length: '20%'"),
+        ((PLUS, "experiment=demo"), "optimizer.lr: 0.005 is the experiment's, for another rule"),
+        (("experiment=demo", FREE), "1 to 10 times a tuned AdamW's"),
         (("optimizer.alpha=4.0",), "is for optimizer=ademamix; with optimizer=adamw leave it 8.0"),
         ((FREE, "optimizer.beta1=0.8"), "optimizer.beta1: 0.8 is for optimizer=adamw or"),
         ((FREE, "optimizer.polyak_beta=0.5"), "is for optimizer=schedule_free_plus"),
@@ -64,8 +66,20 @@ def test_refused(overrides: tuple[str, ...], message: str) -> None:
 
 
 def test_branches_of_an_average_have_no_cooldown() -> None:
-    plan = 'plan=[{ends: ["500 steps"], cooldown: {length: "0 steps"}}]'
-    assert compose((PLUS, plan)).plan
+    """Refused by the rule that the branch has, whichever the trunk's is."""
+    for trunk, branch in (
+        (PLUS, ""),
+        ("optimizer=adamw", 'overrides: ["optimizer=schedule_free"],'),
+    ):
+        for length, refused in (("20%", True), ("0 steps", False)):
+            plan = f'plan=[{{at: ["500 steps"], {branch} cooldown: {{length: "{length}"}}}}]'
+            config = compose((trunk, plan))
+            if refused:
+                with pytest.raises(UserError, match=r"plan.0: cooldown.length: '20%' of a branch"):
+                    check_plan(config)
+            else:
+                check_plan(config)
+    check_plan(compose((PLUS, 'plan=[{at: ["500 steps"], overrides: ["optimizer=adamw"]}]')))
 
 
 def test_choosing_a_rule_resets_what_the_others_set() -> None:

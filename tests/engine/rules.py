@@ -1,9 +1,9 @@
 """What ranks do with an update rule in the tests of engines, and what they compare."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from llm_pretrain.config.schema import TrainConfig
@@ -45,16 +45,14 @@ def train(engine: Engine, world: World, config: TrainConfig, steps: range) -> li
     """Updates of two micro-batches each, with an evaluation here and there."""
     losses = []
     for step in steps:
-        parts = batch(step, config).chunk(world.size)[world.rank].chunk(2)
+        parts = batch(step, config).chunk(world.data_size)[world.data_rank].chunk(2)
         loss = torch.zeros(())
         for part in parts:
             loss += engine.forward_backward(part, weight=1 / 2, last=part is parts[-1])
         engine.step(config.optimizer.lr)
         if step % 7 == 3:
             engine.evaluate(parts[0])
-        if world.size > 1:
-            dist.all_reduce(loss)
-        losses.append(loss.item() / world.size)
+        losses.append(world.sum(loss).item() / world.data_size)
     return losses
 
 
@@ -86,6 +84,11 @@ def resumed_too(world: World, config: TrainConfig) -> tuple[Course, Course]:
     """The whole run, and its end resumed from its middle."""
     first = course(world, config)
     return first, goes_on(world, config, first.middle)
+
+
+def all_resumed_too(world: World, configs: Sequence[TrainConfig]) -> list[tuple[Course, Course]]:
+    """The same for one run after the other."""
+    return [resumed_too(world, config) for config in configs]
 
 
 def in_small_buckets(world: World, config: TrainConfig) -> tuple[Course, Course]:

@@ -2,23 +2,32 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from llm_pretrain.config.compose import compose
+from llm_pretrain.config.compose import compose, override
 from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.engine.base import saved_names
 from llm_pretrain.engine.build import build_engine
 from llm_pretrain.engine.fsdp import FsdpEngine
 from llm_pretrain.engine.layout import Layout as Ranks
 from llm_pretrain.model.transformer import Transformer
-from tests.engine.layouts import Fleet, Layout, differences, fsdp, zero
-from tests.engine.rules import MIDDLE, Course, goes_on, in_small_buckets, resumed_too
+from tests.engine.layouts import Fleet, fsdp, zero
+from tests.engine.rules import (
+    MIDDLE,
+    Course,
+    all_resumed_too,
+    goes_on,
+    in_small_buckets,
+    resumed_too,
+)
 from tests.engine.rules import plain as plain_course
 from tests.engine.zero import alone
-from tests.ranks.functions import Crew
+from tests.ranks.functions import Crew, run
 from tests.support import CONF, metrics, record, tensors
 
 Cli = Callable[..., int]
@@ -26,7 +35,7 @@ Train = Callable[..., int]
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "AdamC": ("optimizer=adamw", "optimizer.corrected_decay=true"),
-    "schedule-free": ("optimizer=schedule_free",),
+    "schedule-free": ("optimizer=schedule_free", "optimizer.lr=3e-3"),
     "schedule-free+": (
         *("optimizer=schedule_free_plus", "optimizer.weight_decay=20", "optimizer.polyak_beta=0.9"),
         *("optimizer.anneal=10 steps", "optimizer.lr=0.2", "optimizer.grad_clip=0.5"),
@@ -36,18 +45,18 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "projected": ("optimizer=adamw", "optimizer.project=2 steps", "model.qk_norm=true"),
     "schedule-free, projected": (
         *("optimizer=schedule_free", "optimizer.project=1 steps", "optimizer.projected=blocks"),
-        "optimizer.scale_decay=0.1",
+        *("optimizer.scale_decay=0.1", "optimizer.lr=3e-3"),
     ),
 }
-ONE = fsdp(1)
-CURVE = ("schedule.total=20 steps", "eval.every=10 steps", "checkpoint.every=0 steps")
+SUMS = ("schedule-free+", "projected", "Muon")
+"""Rules that add something up over the ranks, or need whole matrices."""
 LAYOUTS = {
-    "FSDP 2": fsdp(2),
-    "copies 2": fsdp(2, "shard=1"),
-    "tensor 2": fsdp(2, "tensor=2", parts=2),
-    "context 2": fsdp(2, "context=2", parts=2),
-    "HSDP 2x2": fsdp(4, "replicate=2", "shard=2"),
-    "tensor 2, FSDP 2": fsdp(4, "tensor=2", parts=2),
+    "FSDP 2": (Ranks(shard=2), tuple(RULES)),
+    "copies 2": (Ranks(replicate=2), SUMS),
+    "tensor 2": (Ranks(tensor=2), SUMS),
+    "context 2": (Ranks(context=2), SUMS),
+    "HSDP 2x2": (Ranks(replicate=2, shard=2), SUMS),
+    "tensor 2, FSDP 2": (Ranks(shard=2, tensor=2), (*SUMS, "AdEMAMix")),
 }
 BOUND = 1e-6
 """Relative, of each loss over twenty steps. Measured over twelve: 2e-7."""
@@ -56,23 +65,16 @@ MUON_BOUND = 2e-4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES)
-def test_equals_one_process(fleet: Fleet, rule: str) -> None:
-    assert_same_curve(fleet, rule, LAYOUTS["tensor 2, FSDP 2"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["FSDP 2", "copies 2", "tensor 2", "context 2", "HSDP 2x2"])
-def test_sums_over_all_ranks_count_each_element_once(fleet: Fleet, layout: str) -> None:
-    assert_same_curve(fleet, "schedule-free+", LAYOUTS[layout])
-
-
-def assert_same_curve(fleet: Fleet, rule: str, layout: Layout) -> None:
-    run, plain = (fleet.train(of, *CURVE, *RULES[rule], experiment="tiny") for of in (layout, ONE))
-    bound = MUON_BOUND if rule == "Muon" else BOUND
-    for step, key, difference in differences(run, plain):
-        if key != "grad_norm":
-            assert difference <= bound, f"{key} at step {step}: {difference:.1e}"
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fsdp(layout: str, tmp_path: Path) -> None:
+    """Equal to one process, and resumed to the last bit."""
+    ranks, rules = LAYOUTS[layout]
+    engine = [f"engine.{name}={size}" for name, size in asdict(ranks).items()]
+    configs = [configured(*RULES[rule], *engine) for rule in rules]
+    for courses in run(tmp_path, ranks, all_resumed_too, configs):
+        for rule, (whole, resumed) in zip(rules, courses, strict=True):
+            assert_same_course(rule, whole, plain(rule))
+            assert_goes_on_to_the_last_bit(whole, resumed)
 
 
 @pytest.fixture(scope="module")
@@ -125,15 +127,17 @@ def test_zero(crew: Crew) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_with_every_rule(crew: Crew, stage: int) -> None:
-    for rule in RULES:
+    for rule in RULES if stage > 1 else SUMS:
         assert_zero(rule, crew.run(resumed_too, zeros(rule, stage)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("offload", ["none", "all"])
-def test_zero_3_in_parts(crew: Crew, offload: str) -> None:
+@pytest.mark.parametrize(
+    ("offload", "rules"), [("none", ("schedule-free+", "AdEMAMix")), ("all", ("projected", "Muon"))]
+)
+def test_zero_3_in_parts(crew: Crew, offload: str, rules: tuple[str, ...]) -> None:
     """Rules that need all gradients first, and one that updates as they come."""
-    for rule in ("schedule-free+", "AdEMAMix", "projected", "Muon"):
+    for rule in rules:
         config = zeros(rule, 3, f"engine.offload={offload}")
         assert_zero(rule, crew.run(in_small_buckets, config))
 
@@ -154,8 +158,8 @@ def test_zero_takes_over_the_state_of_one_process_and_gives_it_back(crew: Crew, 
 def test_a_run_goes_from_fsdp_to_zero_and_back(fleet: Fleet) -> None:
     """With checkpoints on disk."""
     rule, to = RULES["schedule-free+"], "schedule.total={} steps"
-    ask = (*CURVE, *rule)
-    one = fleet.train(ONE, *ask, experiment="tiny")
+    ask = ("schedule.total=20 steps", "eval.every=10 steps", "checkpoint.every=0 steps", *rule)
+    one = fleet.train(fsdp(1), *ask, experiment="tiny")
     run = fleet.train(fsdp(2), *ask, to.format(8), experiment="tiny")
     for layout, total in ((zero(2), 14), (fsdp(2), 20)):
         fleet.zygote(layout).train(2, f"resume={run}", *layout.engine, to.format(total))
@@ -262,8 +266,8 @@ def test_the_size_of_steps_is_in_the_metrics(train: Train, tmp_path: Path) -> No
     for kind in ("q", "k"):
         norms = [v.norm().item() for n, v in values.items() if n.endswith(f".{kind}.weight")]
         inverse = sum(1 / norm for norm in norms) / len(norms)
-        for run, rate in (("adamw", "lr"), ("plus", "polyak_step")):
-            rows = [row for row in metrics(tmp_path / run) if "loss" in row]
+        for name, rate in (("adamw", "lr"), ("plus", "polyak_step")):
+            rows = [row for row in metrics(tmp_path / name) if "loss" in row]
             assert len(rows) > 1
             for row in rows:
                 found = row[f"lr_effective_{kind}"]
@@ -273,19 +277,73 @@ def test_the_size_of_steps_is_in_the_metrics(train: Train, tmp_path: Path) -> No
     assert not any("polyak_step" in row for row in metrics(tmp_path / "adamw"))
 
 
+@pytest.mark.parametrize("rule", ["AdEMAMix", "schedule-free+"])
+def test_a_projection_that_begins_in_a_branch_leaves_the_rule_as_it_is(rule: str) -> None:
+    """The norms to hold are those of the branch point; moments and counts go on."""
+    config = configured(*RULES[rule], "model.qk_norm=true")
+    trunk = engine_of(config)
+    go_on(trunk, config, 0, 4)
+    values = saved(trunk.state())
+    branch = engine_of(override(config, ["optimizer.project=1 steps"]))
+    go_on(branch, config, 10, 13)
+    assert branch.load(lambda state: fill(state, values), saved_names(values), step=4)
+    now = saved(branch.state())
+    for name, value in now["optimizer"].items():
+        norm = value.pop("norm", None)
+        assert (norm is not None) == name.endswith((".q.weight", ".k.weight"))
+        point = value.get("point", now["model"][name])
+        if norm is not None:
+            assert norm.item() == pytest.approx(point.double().norm().item(), rel=1e-12)
+        assert value.keys() == values["optimizer"][name].keys()
+        assert all(torch.equal(v, values["optimizer"][name][key]) for key, v in value.items())
+    assert now["rule"].pop("updates") == 0
+    assert now["rule"] == values["rule"]
+
+
+OTHERS = ("adamw", "schedule_free", "schedule_free_plus", "ademamix", "muon")
+
+
+@pytest.mark.parametrize("trunk", ["adamw", "schedule_free_plus"])
 def test_a_branch_with_another_rule_begins_with_a_fresh_state(
+    trunk: str, train: Train, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where its state has the names that the trunk's has."""
+    ask = (f"optimizer={trunk}", "optimizer.lr=1e-2", "schedule.total=20 steps")
+    assert train(tmp_path / "trunk", *ask) == 0
+    more = ("at=[20 steps]", "cooldown.length=0 steps", "schedule.total=22 steps")
+    for name in (other for other in OTHERS if other != trunk):
+        before = set(tmp_path.iterdir())
+        asked = (f"parent={tmp_path / 'trunk'}", *more, f"optimizer={name}", "optimizer.lr=1e-3")
+        capsys.readouterr()
+        code = cli("branch", "apply", *asked)
+        shown = capsys.readouterr().err
+        assert code == 0, shown
+        (branch,) = set(tmp_path.iterdir()) - before
+        assert f"{name}: starts anew, the parent had optimizer={trunk}" in shown
+        (session,) = record(branch)["sessions"]
+        assert session["optimizer_anew"] == f"the parent had optimizer={trunk}"
+        assert_remembers_two_updates(name, tensors(branch, 22))
+
+
+def assert_remembers_two_updates(name: str, state: dict[str, Any]) -> None:
+    if "rule" in state and "k" in state["rule"]:
+        assert state["rule"]["k"] == 2
+    else:
+        assert {s["step"].item() for s in state["optimizer"].values() if "step" in s} == {2}
+    if name == "schedule_free_plus":
+        # The warmup, where it would not average yet, is long over.
+        assert state["rule"]["origin"] == 20
+        assert any(
+            not torch.equal(s["z"], state["model"][n]) for n, s in state["optimizer"].items()
+        )
+
+
+def test_a_cooldown_of_an_average_is_refused_before_there_is_a_branch(
     train: Train, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trunk = tmp_path / "trunk"
-    assert train(trunk) == 0
-    ask = ("at=[20 steps]", "cooldown.length=0 steps", "schedule.total=30 steps")
-    code = cli("branch", "apply", f"parent={trunk}", *ask, "optimizer=schedule_free")
-    shown = capsys.readouterr().err
-    assert code == 0, shown
-    (branch,) = (p for p in tmp_path.iterdir() if p.name.startswith("trunk.20-"))
-    assert "schedule_free: starts anew" in shown
-    assert record(branch)["state"] == "finished"
-    # It has averaged since the branch point only.
-    state = tensors(branch, record(branch)["step"])
-    assert "z" in next(iter(state["optimizer"].values()))
-    assert "loss" in metrics(branch)[0]
+    assert train(tmp_path / "trunk", *RULES["schedule-free"], "schedule.total=10 steps") == 0
+    before = sorted(tmp_path.rglob("*"))
+    for action in ("plan", "apply"):
+        assert cli("branch", action, f"parent={tmp_path / 'trunk'}", "at=[10 steps]") == 2
+        assert "cooldown.length: '20%' of a branch with optimizer=sch" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
