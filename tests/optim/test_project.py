@@ -1,6 +1,7 @@
 """Normalize-and-Project holds norms and leaves the function of invariant matrices alone."""
 
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
@@ -51,7 +52,10 @@ def norms(model: Transformer) -> dict[str, float]:
     return {n: float(p.detach().norm()) for n, p in model.named_parameters() if p.ndim == 2}
 
 
-@pytest.mark.parametrize("name", ["adamw", "schedule_free", "schedule_free_plus", "ademamix"])
+EVERY = ("adamw", "schedule_free", "schedule_free_plus", "ademamix", "muon")
+
+
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("which", ["invariant", "blocks"])
 def test_norms_are_constant(name: RuleName, which: str) -> None:
     model = model_of()
@@ -66,7 +70,7 @@ def test_norms_are_constant(name: RuleName, which: str) -> None:
     assert held == (blocks if which == "blocks" else queries)
 
 
-@pytest.mark.parametrize("name", ["adamw", "schedule_free", "muon"])
+@pytest.mark.parametrize("name", EVERY)
 def test_an_invariant_model_computes_the_same_after_a_projection(name: RuleName) -> None:
     """At the point of training and at the average: one run projects after its last step, another
     that is the same up to there does not."""
@@ -189,3 +193,35 @@ def test_a_matrix_of_zeros_stays_free() -> None:
     assert torch.isfinite(p).all()
     assert p.detach().norm() > 0
     assert all(torch.isfinite(rate) for rate in rule.rates().values())
+
+
+def turns(project: int, lr: list[float]) -> list[float]:
+    """Angles by which a matrix turns in steps along random gradients."""
+    name = "blocks.0.attention.q.weight"
+    w = torch.nn.Parameter(model_of().get_parameter(name).detach())
+    rule = build_rule([(name, w)], OptimizerConfig(weight_decay=0.0), Lengths(project=project))
+    draw, angles = torch.Generator().manual_seed(2), []
+    for rate in lr:
+        before = w.detach().clone()
+        w.grad = torch.randn(w.shape, generator=draw, dtype=w.dtype)
+        rule.param_groups[0]["lr"] = rate
+        rule.update()
+        cosine = torch.nn.functional.cosine_similarity(before.flatten(), w.detach().flatten(), 0)
+        angles.append(torch.arccos(cosine).item())
+    return angles
+
+
+def test_under_projections_the_schedule_is_the_effective_schedule() -> None:
+    """A matrix turns in proportion to the rate, also late in a run. Without, its norm grows, which
+    is a decay of the rate that no schedule shows."""
+    # A rate, a half of it, and the first again; of each without the steps that fill the moments.
+    lr = [4e-3] * 150 + [2e-3] * 100 + [4e-3] * 100
+    means = {}
+    for project in (0, 1):
+        angles = turns(project, lr)
+        means[project] = [fmean(angles[a:b]) for a, b in ((50, 150), (170, 250), (270, 350))]
+    first, half, again = means[1]
+    assert half / first == pytest.approx(0.5, rel=0.06)
+    assert again / first == pytest.approx(1, rel=0.02)
+    first, _, again = means[0]
+    assert again / first < 0.8

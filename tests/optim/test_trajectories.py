@@ -1,6 +1,7 @@
 """Each rule makes the steps of its authors' code, to rounding."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from llm_pretrain.optim.ademamix import AdEMAMix
 from llm_pretrain.optim.base import alone
 from llm_pretrain.optim.schedule_free import ScheduleFree
 from llm_pretrain.optim.schedule_free_plus import ScheduleFreePlus
-from tests.optim.problems import case, far, start, walk
+from tests.optim.problems import case, far, quadratic, start, tensor, walk
 
 _PLUS = {
     "x": "x",
@@ -92,23 +93,22 @@ def test_schedule_free(name: str) -> None:
     assert far(seen, reference["steps"], _FREE) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["sf_adamw_ref_inner_r2", "sf_sgd_ref"])
-def test_formulas_of_variants_that_are_not_offered(name: str) -> None:
-    """Inner momentum and SGD are no options here; these are the formulas of the family."""
-    reference = case(name)
-    adam = name != "sf_sgd_ref"
-    given: dict[str, Any] = {"r": 0.0, "inner_momentum": 0.0, **reference["kwargs"]}
+def formulas(
+    given: dict[str, Any], gradient: Callable[[int, Tensor], Tensor]
+) -> list[dict[str, Tensor]]:
+    """The family's steps in plain arithmetic. `gradient`: of step k, at y."""
+    given = {"r": 0.0, "inner_momentum": 0.0, **given}
     b1, b2 = given.get("betas", (given.get("momentum"), None))
     x = y = z = start().detach()
-    v, m, largest, weights = torch.zeros_like(x), torch.zeros_like(x), 0.0, 0.0
-    for k, step in enumerate(reference["steps"]):
-        g = torch.tensor(step["grad"][0], dtype=torch.float64)
+    v, m, largest, weights, seen = torch.zeros_like(x), torch.zeros_like(x), 0.0, 0.0, []
+    for k in range(20):
+        g = gradient(k, y)
         rate = given["lr"] * min(1, (k + 1) / given["warmup_steps"])
         largest = max(largest, rate)
         weight = (k + 1) ** given["r"] * largest**2
         weights += weight
         z = z - rate * given["weight_decay"] * y
-        if adam:
+        if b2 is not None:
             v = b2 * v + (1 - b2) * g**2
             m = given["inner_momentum"] * m + (1 - given["inner_momentum"]) * g
             g = m / (1 - given["inner_momentum"] ** (k + 1))
@@ -116,8 +116,39 @@ def test_formulas_of_variants_that_are_not_offered(name: str) -> None:
         z = z - rate * g
         x = x + (z - x) * weight / weights
         y = b1 * x + (1 - b1) * z
-        for ours, theirs in ((x, "x"), (y, "y"), (z, "z")):
-            assert (ours - torch.tensor(step[theirs][0], dtype=torch.float64)).abs().max() < 1e-12
+        seen.append({"x": x, "y": y, "z": z})
+    return seen
+
+
+@pytest.mark.parametrize("name", ["sf_adamw_ref_inner_r2", "sf_sgd_ref"])
+def test_the_formulas_are_those_of_the_reference(name: str) -> None:
+    """Inner momentum and SGD are no options here: what the rule is compared with below."""
+    reference = case(name)
+    steps = reference["steps"]
+    seen = formulas(reference["kwargs"], lambda k, _: tensor(steps[k]["grad"][0]))
+    assert far(seen, steps, {"x": "x", "y": "y", "z": "z"}) < 1e-12
+
+
+@pytest.mark.parametrize("r", [0.0, 1.0, 2.0])
+def test_schedule_free_weighs_late_iterates_more(r: float) -> None:
+    """As the formulas do that make the reference's trajectory with r = 2."""
+    given = {**case("sf_adamw_ref_inner_r2")["kwargs"], "inner_momentum": 0.0, "r": r}
+
+    def gradient(_: int, y: Tensor) -> Tensor:
+        at = y.clone().requires_grad_()
+        return torch.autograd.grad(quadratic(at), at)[0]
+
+    w, (beta1, beta2) = start(), given["betas"]
+    rule = ScheduleFree(
+        [{"params": [w], "weight_decay": given["weight_decay"]}],
+        interpolation=beta1,
+        beta2=beta2,
+        weight_power=r,
+    )
+    lr, warmup = given["lr"], given["warmup_steps"]
+    seen = walk(rule, w, lambda k: lr * min(1, (k + 1) / warmup))
+    for ours, theirs in zip(seen, formulas(given, gradient), strict=True):
+        assert all((ours[name] - theirs[name]).abs().max() < 1e-12 for name in ("x", "y", "z"))
 
 
 def test_ademamix() -> None:

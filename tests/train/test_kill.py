@@ -24,6 +24,9 @@ def commands(place: Path) -> list[list[str]]:
     plan = "plan=[{ends: [28 steps, 56 steps], cooldown: {length: 50%}}]"
     train = ["train", "experiment=tiny", f"--config-dir={CONF}", f"run.root={place}"]
     train += [f"data.cache={place / 'cache'}", plan, "checkpoint.every=7 steps", "run.name=tiny"]
+    # Kept in the checkpoints, which are compared to the last bit.
+    train += ["average.every=2 steps", "average.windows=[10 steps,20 steps]"]
+    train += ["average.half_lives=[4 steps]"]
     return [train, ["branch", "apply", f"parent={place / 'tiny'}"]]
 
 
