@@ -38,6 +38,30 @@ def test_they_leave_the_run_as_it_is(train: Train, tmp_path: Path) -> None:
         assert all(value != rows[step]["val_loss"] for value in losses)
 
 
+def test_the_best_one_is_shown(
+    train: Train, cli: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the log, the tree and the report, with its name."""
+    assert train(tmp_path / "run", *ON) == 0
+    row = [row for row in metrics(tmp_path / "run") if "val_loss" in row][-1]
+    kinds = {
+        "window_10": "window of 10",
+        "window_20": "window of 20",
+        "half_life_6": "half-life of 6",
+    }
+    best = min(kinds, key=lambda name: row[f"val_loss_{name}"])
+    said = f"{row['val_loss_average']:.4f} ({kinds[best]} steps)"
+    assert f"averaged {said}" in (tmp_path / "run" / "train.log").read_text()
+    capsys.readouterr()
+    assert cli("tree", str(tmp_path)) == 0
+    assert f"averaged {said}" in " ".join(capsys.readouterr().out.split())
+    assert cli("report", str(tmp_path)) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "its best average" in page
+    assert said in page
+    assert "run, averaged" in page
+
+
 @pytest.mark.parametrize("step", [1, 7, 10, 33])
 def test_stopped_and_resumed(
     train: Train, stop_at: Callable[[int | None], None], tmp_path: Path, step: int
