@@ -59,7 +59,7 @@ def test_the_best_one_is_shown(
     page = (tmp_path / "report.html").read_text()
     assert "its best average" in page
     assert said in page
-    assert "run, averaged" in page
+    assert "tiny, averaged" in page
 
 
 @pytest.mark.parametrize("step", [1, 7, 10, 33])
