@@ -2,10 +2,12 @@
 
 The engine of the demo's experiment trains on random tokens, one update of its global batch after
 the other, in blocks of ten that take turns with and without averages: one window of 500 steps; the
-paper's sweep of five; one half-life. All are sampled every five updates. A sample alone and
-changing places with the parameters, twice for each evaluation of an average, are measured apart.
-Memory is what the averages' tensors hold for each parameter; 16 bytes is what parameters, gradients
-and moments take.
+paper's sweep of five; one half-life. All are sampled every five updates. The difference of the two
+is smaller than what other processes do to either, so a sample is also measured alone, and its share
+of an update is a fifth of it over an update without; the aim is 1%. Putting an average in the place
+of the parameters and taking it back, once for each evaluation of one, is measured apart. Memory is
+what the averages' tensors hold for each parameter; 16 bytes is what parameters, gradients and
+moments take.
 """
 
 import sys
@@ -76,7 +78,7 @@ def timed(work: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - began)
 
 
-def change_places(averages: Averages, name: str) -> None:
+def apply_and_take_back(averages: Averages, name: str) -> None:
     """What an evaluation does with an average, but for the evaluation."""
     with averages.applied(name):
         pass
@@ -90,7 +92,8 @@ def measure(training: Training, name: str, block: int, pairs: int) -> list[Row]:
     times = [(training.run(block, averages), training.run(block, None)) for _ in range(pairs)]
     with_, without = ([1e3 * pair[side] / block for pair in times] for side in (0, 1))
     samples = [timed(lambda: averages.after(training.done * EVERY)) for _ in range(pairs)]
-    swaps = [timed(lambda: change_places(averages, averages.names[0])) for _ in range(pairs)]
+    shares = [100 * s / EVERY / u for s, u in zip(samples, without, strict=True)]
+    swaps = [timed(lambda: apply_and_take_back(averages, averages.names[-1])) for _ in range(pairs)]
     values = list(_tensors(averages.state()))
     parameters = sum(part.numel() for part in parts.tensors().values())
     return [
@@ -98,7 +101,8 @@ def measure(training: Training, name: str, block: int, pairs: int) -> list[Row]:
         Row(f"{name}: update without", "ms", without),
         ratios(f"{name}: with / without", with_, without),
         Row(f"{name}: a sample", "ms", samples),
-        Row(f"{name}: change places, there and back", "ms", swaps),
+        Row(f"{name}: share of an update", "%", shares),
+        Row(f"{name}: in the parameters' place and back", "ms", swaps),
         Row(
             f"{name}: memory for each parameter",
             "bytes",
