@@ -1,17 +1,35 @@
 """What ranks do with an update rule in the tests of engines, and what they compare."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from llm_pretrain.config.compose import compose
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine import zero_config
 from llm_pretrain.engine.base import Engine
 from llm_pretrain.engine.build import build_engine
 from llm_pretrain.world import World
 from tests.engine.zero import Values, alone, take, whole
+from tests.support import CONF
+
+RULES: Mapping[str, tuple[str, ...]] = {
+    "AdamC": ("optimizer=adamw", "optimizer.corrected_decay=true"),
+    "schedule-free": ("optimizer=schedule_free", "optimizer.lr=3e-3"),
+    "schedule-free+": (
+        *("optimizer=schedule_free_plus", "optimizer.weight_decay=20", "optimizer.polyak_beta=0.9"),
+        *("optimizer.anneal=10 steps", "optimizer.lr=0.2", "optimizer.grad_clip=0.5"),
+    ),
+    "AdEMAMix": ("optimizer=ademamix", "optimizer.slow_warmup=20 steps"),
+    "Muon": ("optimizer=muon",),
+    "AdamW, projected": ("optimizer=adamw", "optimizer.project=2 steps", "model.qk_norm=true"),
+    "schedule-free, projected": (
+        *("optimizer=schedule_free", "optimizer.project=1 steps", "optimizer.projected=blocks"),
+        *("optimizer.scale_decay=0.1", "optimizer.lr=3e-3"),
+    ),
+}
 
 STEPS = 20
 MIDDLE = 12
@@ -31,6 +49,11 @@ class Course:
     middle: Values
     """The state after `MIDDLE` updates."""
     final: Values
+
+
+def configured(*overrides: str) -> TrainConfig:
+    """The experiment that the tests write a corpus for, with random tokens in its place."""
+    return compose(["experiment=tiny", "data.micro_batch=4", *overrides], CONF)
 
 
 def batch(step: int, config: TrainConfig) -> Tensor:
@@ -103,3 +126,8 @@ def in_small_buckets(world: World, config: TrainConfig) -> tuple[Course, Course]
 def plain(config: TrainConfig) -> Course:
     """The run of one process."""
     return course(alone(), config)
+
+
+def losses_of(world: World, configs: Sequence[TrainConfig]) -> list[list[float]]:
+    """Of each update of a run, for one run after the other."""
+    return [train(build_engine(c, world), world, c, range(STEPS)) for c in configs]

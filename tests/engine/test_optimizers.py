@@ -1,7 +1,7 @@
 """Every update rule under every layout trains the same, and goes on where it stopped."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm_pretrain.config.compose import compose, override
+from llm_pretrain.config.compose import override
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.base import saved_names
 from llm_pretrain.engine.build import build_engine
@@ -19,8 +19,10 @@ from llm_pretrain.model.transformer import Transformer
 from tests.engine.layouts import Fleet, fsdp, zero
 from tests.engine.rules import (
     MIDDLE,
+    RULES,
     Course,
     all_resumed_too,
+    configured,
     goes_on,
     in_small_buckets,
     resumed_too,
@@ -28,27 +30,12 @@ from tests.engine.rules import (
 from tests.engine.rules import plain as plain_course
 from tests.engine.zero import alone
 from tests.ranks.functions import Crew, run
-from tests.support import CONF, metrics, record, tensors
+from tests.support import metrics, record, tensors
 
 Cli = Callable[..., int]
 Train = Callable[..., int]
 
-RULES: Mapping[str, tuple[str, ...]] = {
-    "AdamC": ("optimizer=adamw", "optimizer.corrected_decay=true"),
-    "schedule-free": ("optimizer=schedule_free", "optimizer.lr=3e-3"),
-    "schedule-free+": (
-        *("optimizer=schedule_free_plus", "optimizer.weight_decay=20", "optimizer.polyak_beta=0.9"),
-        *("optimizer.anneal=10 steps", "optimizer.lr=0.2", "optimizer.grad_clip=0.5"),
-    ),
-    "AdEMAMix": ("optimizer=ademamix", "optimizer.slow_warmup=20 steps"),
-    "Muon": ("optimizer=muon",),
-    "projected": ("optimizer=adamw", "optimizer.project=2 steps", "model.qk_norm=true"),
-    "schedule-free, projected": (
-        *("optimizer=schedule_free", "optimizer.project=1 steps", "optimizer.projected=blocks"),
-        *("optimizer.scale_decay=0.1", "optimizer.lr=3e-3"),
-    ),
-}
-SUMS = ("schedule-free+", "projected", "Muon")
+SUMS = ("schedule-free+", "AdamW, projected", "Muon")
 """Rules that add something up over the ranks, or need whole matrices."""
 LAYOUTS = {
     "FSDP 2": (Ranks(shard=2), tuple(RULES)),
@@ -60,8 +47,8 @@ LAYOUTS = {
 }
 BOUND = 1e-6
 """Relative, of each loss over twenty steps. Measured over twelve: 2e-7."""
-MUON_BOUND = 2e-4
-"""torch's Muon makes updates orthogonal in bfloat16, where a sum in another order shows."""
+MUON_BOUND = 2e-5
+"""Muon makes updates orthogonal in bfloat16, where a sum in another order shows: 2e-6 was measured."""
 
 
 @pytest.mark.slow
@@ -133,7 +120,8 @@ def test_zero_with_every_rule(crew: Crew, stage: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("offload", "rules"), [("none", ("schedule-free+", "AdEMAMix")), ("all", ("projected", "Muon"))]
+    ("offload", "rules"),
+    [("none", ("schedule-free+", "AdEMAMix")), ("all", ("AdamW, projected", "Muon"))],
 )
 def test_zero_3_in_parts(crew: Crew, offload: str, rules: tuple[str, ...]) -> None:
     """Rules that need all gradients first, and one that updates as they come."""
@@ -172,10 +160,6 @@ def test_a_run_goes_from_fsdp_to_zero_and_back(fleet: Fleet) -> None:
 @pytest.fixture(autouse=True)
 def _corpus(tiny_corpus: Path) -> None:
     """The experiment names it."""
-
-
-def configured(*overrides: str) -> TrainConfig:
-    return compose(["experiment=tiny", "data.micro_batch=4", *overrides], CONF)
 
 
 def batch(step: int, config: TrainConfig) -> torch.Tensor:
