@@ -1,4 +1,8 @@
-"""The demo and every command of the README, run as they are written."""
+"""The demo and every command of the README, run as they are written.
+
+The demo's commands are processes of their own, as in a shell. Those of the README are forked from a
+process that has imported torch already, with the same arguments in the same folder.
+"""
 
 import json
 import os
@@ -12,20 +16,18 @@ from typing import Any
 
 import pytest
 
+from tests.ranks.commands import Zygote
 from tests.support import ROOT
 
 pytestmark = pytest.mark.slow
 
 
 def run(line: str, cwd: Path) -> str:
-    """Run a line of the README or the Makefile with this interpreter; its standard output."""
-    words = shlex.split(line)
-    programs = {
-        "llm-pretrain": ["-m", "llm_pretrain.cli"],
-        "torchrun": ["-m", "torch.distributed.run"],
-    }
+    """Run a line with `llm-pretrain` by this interpreter; its standard output."""
+    program, *words = shlex.split(line)
+    assert Path(program).name == "llm-pretrain"
     done = subprocess.run(
-        [sys.executable, *programs[Path(words[0]).name], *words[1:]],
+        [sys.executable, "-m", "llm_pretrain.cli", *words],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -34,6 +36,21 @@ def run(line: str, cwd: Path) -> str:
     )
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def fork(zygote: Zygote, line: str, cwd: Path) -> None:
+    """Run a line with `llm-pretrain` or `torchrun`, on as many ranks as that would start."""
+    program, *words = shlex.split(line)
+    size = 1
+    if program == "torchrun":
+        *flags, count, option, module = words[:5]
+        assert flags == ["--standalone", "--nproc-per-node"], line
+        assert (option, module) == ("-m", "llm_pretrain.train"), line
+        size, words = int(count), ["train", *words[5:]]
+    else:
+        assert program == "llm-pretrain", line
+    done = zygote.run(size, words, cwd=cwd)
+    assert not any(done.codes), f"{line}\n{done}"
 
 
 def readme_commands() -> list[str]:
@@ -85,12 +102,12 @@ def test_the_demo_prints_its_table_and_leaves_its_report(demo: tuple[Path, list[
         assert name in outputs[-2]
 
 
-def test_every_command_of_the_readme(demo: tuple[Path, list[str]]) -> None:
+def test_every_command_of_the_readme(demo: tuple[Path, list[str]], zygote: Zygote) -> None:
     place, _ = demo
     commands = readme_commands()
     assert len(commands) > 10
     for line in commands:
-        run(line, place)
+        fork(zygote, line, place)
     ended = {path.name for path in (place / "runs").iterdir()}
     assert {"demo.300-375.1-sqrt", "demo.450-562.1-sqrt", "demo-hf", "hybrid", "zero"} <= ended
 

@@ -65,8 +65,9 @@ class Zygote:
         *commands: Sequence[str],
         hit: Hit | None = None,
         kill: tuple[int, float] | None = None,
+        cwd: Path = ROOT,
     ) -> Done:
-        """Run `llm-pretrain` commands one after the other on `size` ranks.
+        """Run `llm-pretrain` commands one after the other on `size` ranks, in the folder `cwd`.
 
         `kill`: a rank, and the seconds after which it is killed. With size 1 the process is on its
         own, without the variables of torchrun.
@@ -74,7 +75,7 @@ class Zygote:
         self._count += 1
         log = str(self._logs / f"{self._count}")
         victim = dataclasses.asdict(hit) if hit else None
-        request = {"commands": commands, "size": size, "log": log, "hit": victim}
+        request = {"commands": commands, "size": size, "log": log, "hit": victim, "cwd": str(cwd)}
         pids = self._exchange(request)
         timers = [threading.Timer(TIMEOUT, _kill, pids)]
         if kill is not None:

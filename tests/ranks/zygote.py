@@ -4,9 +4,10 @@ Starting Python with torch takes seconds; a kill at a random moment would mostly
 run on four ranks would take ten times as long to start as to train.
 
 Reads lines of JSON {"commands": [[argument, ...], ...], "size": ranks, "log": prefix of their logs,
-"hit": null or the fields of commands.Hit} and answers with the list of pids, then, when all have
-ended, with the list of [exit status, seconds]. With "hit", that rank gets a signal just before or
-just after the given call of a function; one that it stops is killed when the others have ended.
+"hit": null or the fields of commands.Hit, "cwd": the folder they run in} and answers with the list
+of pids, then, when all have ended, with the list of [exit status, seconds]. With "hit", that rank
+gets a signal just before or just after the given call of a function; one that it stops is killed
+when the others have ended.
 Modules named on the command line are imported too.
 """
 
@@ -82,8 +83,9 @@ def arm(function: str, call: int, when: str, number: int) -> None:
     setattr(owner, name, armed)
 
 
-def child(commands: Sequence[list[str]], log: Path) -> None:
+def child(commands: Sequence[list[str]], log: Path, cwd: str) -> None:
     """Run the commands one after the other in this forked process; never returns."""
+    os.chdir(cwd)
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -111,7 +113,7 @@ def start(request: dict[str, Any]) -> list[int]:
             os.environ.update(place(rank, size, port))
             if hit and hit["rank"] == rank:
                 arm(hit["function"], hit["call"], hit["when"], hit["signal"])
-            child(request["commands"], Path(f"{request['log']}.{rank}"))
+            child(request["commands"], Path(f"{request['log']}.{rank}"), request["cwd"])
         pids.append(pid)
     return pids
 
