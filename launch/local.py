@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.job import train_run
-from llm_pretrain.errors import EXIT_BAD_INPUT, EXIT_CONTINUE, EXIT_OK
+from llm_pretrain.errors import EXIT_BAD_INPUT, EXIT_CONTINUE, EXIT_FAILED, EXIT_OK
 from llm_pretrain.train.interrupt import StopFlag, watch
 
 _POLL_SECONDS = 0.2
@@ -107,5 +107,5 @@ def _result(path: Path, code: int) -> int:
     if code not in words:
         last = _log(path).read_text(errors="replace").strip().splitlines()[-1:]
         print(*last, sep="\n", file=sys.stderr)
-    # Ended by a signal: as bad as any error, whatever the signal's number.
-    return code if code >= 0 else EXIT_BAD_INPUT
+    # Ended by a signal, whatever its number: lost, and nothing of it says that its input is bad.
+    return code if code >= 0 else EXIT_FAILED

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import launch
 from llm_pretrain import atomic, provenance
-from llm_pretrain.config.compose import conf_dir
+from llm_pretrain.config.groups import conf_dir
 from llm_pretrain.errors import UserError
 
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")

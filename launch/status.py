@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from launch.queue import Queue
 from llm_pretrain.branch.tree import named_runs
 from llm_pretrain.errors import EXIT_OK, UserError
 from llm_pretrain.runs import Run
+from llm_pretrain.terminal import console
 
 
 def status(arguments: Sequence[str]) -> int:
@@ -24,7 +24,7 @@ def status(arguments: Sequence[str]) -> int:
         table.add_column(name, overflow="fold")
     for run in runs:
         table.add_row(run.path.name, *_cells(run, queue))
-    Console().print(table, markup=False)
+    console().print(table, markup=False)
     return EXIT_OK
 
 

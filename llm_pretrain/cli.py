@@ -1,7 +1,10 @@
-"""The command `llm-pretrain`: finds the subcommand."""
+"""The command `llm-pretrain`: finds the subcommand, or its help."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 from llm_pretrain import __version__
 from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean, guarded
@@ -18,7 +21,7 @@ _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns 
   llm-pretrain report RUNS                            write an HTML page about the runs
   llm-pretrain study  plan|apply|watch|fit|report study=NAME   sizes x horizons, and their law
   llm-pretrain export RUN FOLDER [step=N]             write Hugging Face Llama weights
-  llm-pretrain average RUN FOLDER steps=[N,N]|last=K  the same of a mean of checkpoints
+  llm-pretrain average RUN [FOLDER] steps=[N,N]|last=K  the same of a mean of checkpoints
   llm-pretrain estimate [KEY=VALUE ...]               memory, traffic and speed of a run to come
   llm-pretrain bench [KEY=VALUE ...]                  measure how fast this machine trains
   llm-pretrain preflight [KEY=VALUE ...]              whether these nodes are fit to train
@@ -27,9 +30,65 @@ _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns 
   llm-pretrain reanalyse RUNS.json                    published logs against theory and predictor
   llm-pretrain laws   fit|compare FILE...             scaling laws of losses, with intervals
 
-'llm-pretrain train --help', 'branch', 'study', 'estimate' and 'bench --help' explain every KEY.
-Exit codes: 0 done, 1 another rank was lost, 2 bad input, 3 estimate: it does not fit, 75 stopped on
-request and saved: run it again to go on."""
+'llm-pretrain COMMAND --help' explains every KEY of a command.
+Exit codes: 0 done, 1 a run failed or another rank was lost, 2 bad input, 3 estimate: it does not
+fit, 75 stopped on request and saved: run it again to go on."""
+_ASKS = ("--help", "-h")
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A subcommand. What it needs is imported when it runs, and nothing of that for its help."""
+
+    run: str
+    """'module:function' that takes the arguments and gives the exit code."""
+    help: str
+    """'module:function' that gives the text."""
+    bare: bool = False
+    """Whether it can do without arguments; the others show their help then."""
+
+
+_COMMANDS = {
+    "train": _Command(
+        "llm_pretrain.train.command:train", "llm_pretrain.config.help:train_help", bare=True
+    ),
+    "branch": _Command(
+        "llm_pretrain.branch.command:branch", "llm_pretrain.branch.help:branch_help"
+    ),
+    "status": _Command("launch.status:status", "launch.help:status_help"),
+    "tree": _Command("llm_pretrain.branch.tree:tree", "llm_pretrain.branch.help:tree_help"),
+    "report": _Command(
+        "llm_pretrain.report.command:report", "llm_pretrain.report.help:report_help"
+    ),
+    "study": _Command("llm_pretrain.study.command:study", "llm_pretrain.study.help:study_help"),
+    "export": _Command(
+        "llm_pretrain.weights.command:export", "llm_pretrain.weights.help:export_help"
+    ),
+    "average": _Command(
+        "llm_pretrain.weights.command:average", "llm_pretrain.weights.help:average_help"
+    ),
+    "estimate": _Command(
+        "llm_pretrain.estimate.command:estimate",
+        "llm_pretrain.estimate.help:estimate_help",
+        bare=True,
+    ),
+    "bench": _Command(
+        "llm_pretrain.bench.command:bench", "llm_pretrain.bench.help:bench_help", bare=True
+    ),
+    "preflight": _Command(
+        "launch.preflight.command:preflight", "launch.preflight.help:preflight_help", bare=True
+    ),
+    "schedule": _Command(
+        "llm_pretrain.schedule.show:schedule", "llm_pretrain.schedule.help:schedule_help"
+    ),
+    "theory": _Command(
+        "llm_pretrain.theory.command:theory", "llm_pretrain.theory.help:theory_help"
+    ),
+    "reanalyse": _Command(
+        "llm_pretrain.reanalyse.command:reanalyse", "llm_pretrain.reanalyse.help:reanalyse_help"
+    ),
+    "laws": _Command("llm_pretrain.scaling.command:laws", "llm_pretrain.scaling.help:laws_help"),
+}
 
 
 def main() -> None:
@@ -38,156 +97,27 @@ def main() -> None:
 
 
 def dispatch(arguments: Sequence[str]) -> int:
-    """Run the subcommand named first."""
-    commands: dict[str, Callable[[Sequence[str]], int]] = {
-        "train": _train,
-        "branch": _branch,
-        "status": _status,
-        "tree": _tree,
-        "report": _report,
-        "study": _study,
-        "export": _export,
-        "average": _average,
-        "estimate": _estimate,
-        "bench": _bench,
-        "preflight": _preflight,
-        "schedule": _schedule,
-        "theory": _theory,
-        "reanalyse": _reanalyse,
-        "laws": _laws,
-    }
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
+    """Run the subcommand named first, or print its help; the exit code. Raises UserError."""
+    if not arguments or arguments[0] in (*_ASKS, "help"):
         print(_HELP)
         return EXIT_OK
-    if arguments[0] == "--version":
+    name, *rest = arguments
+    if name == "--version":
         print(__version__)
         return EXIT_OK
-    if arguments[0] not in commands:
-        raise UserError(f"{arguments[0]}: no such command; {did_you_mean(arguments[0], commands)}")
-    return commands[arguments[0]](arguments[1:])
-
-
-def _train(arguments: Sequence[str]) -> int:
-    if any(a in ("--help", "-h") for a in arguments):
-        from llm_pretrain.config.help import train_help
-
-        print(train_help())
+    if name not in _COMMANDS:
+        raise UserError(f"{name}: no such command; {did_you_mean(name, _COMMANDS)}")
+    command = _COMMANDS[name]
+    if any(word in _ASKS for word in rest) or not (rest or command.bare):
+        print(_found(command.help)())
         return EXIT_OK
-    from llm_pretrain.train.command import train
-
-    return train(arguments)
-
-
-def _branch(arguments: Sequence[str]) -> int:
-    from llm_pretrain.branch.command import branch
-
-    return branch(arguments)
+    code: int = _found(command.run)(rest)
+    return code
 
 
-def _status(arguments: Sequence[str]) -> int:
-    from launch.status import status
-
-    return status(arguments)
-
-
-def _tree(arguments: Sequence[str]) -> int:
-    from llm_pretrain.branch.tree import tree
-
-    return tree(arguments)
-
-
-def _report(arguments: Sequence[str]) -> int:
-    from llm_pretrain.report.command import report
-
-    return report(arguments)
-
-
-def _study(arguments: Sequence[str]) -> int:
-    if not arguments or any(a in ("--help", "-h") for a in arguments):
-        from llm_pretrain.config.help import study_help
-
-        print(study_help())
-        return EXIT_OK
-    from llm_pretrain.study.command import study
-
-    return study(arguments)
-
-
-def _export(arguments: Sequence[str]) -> int:
-    from llm_pretrain.export import export
-
-    return export(arguments)
-
-
-def _average(arguments: Sequence[str]) -> int:
-    from llm_pretrain.export import average
-
-    return average(arguments)
-
-
-def _estimate(arguments: Sequence[str]) -> int:
-    if any(a in ("--help", "-h") for a in arguments):
-        from llm_pretrain.config.help import estimate_help
-
-        print(estimate_help())
-        return EXIT_OK
-    from llm_pretrain.estimate.command import estimate
-
-    return estimate(arguments)
-
-
-def _bench(arguments: Sequence[str]) -> int:
-    if any(a in ("--help", "-h") for a in arguments):
-        from llm_pretrain.config.help import bench_help
-
-        print(bench_help())
-        return EXIT_OK
-    from llm_pretrain.bench.command import bench
-
-    return bench(arguments)
-
-
-def _preflight(arguments: Sequence[str]) -> int:
-    from launch.preflight.command import preflight
-
-    return preflight(arguments)
-
-
-def _schedule(arguments: Sequence[str]) -> int:
-    from llm_pretrain.schedule.show import HELP, schedule
-
-    if not arguments or any(a in ("--help", "-h") for a in arguments):
-        print(HELP)
-        return EXIT_OK
-    return schedule(arguments)
-
-
-def _theory(arguments: Sequence[str]) -> int:
-    if not arguments or any(a in ("--help", "-h") for a in arguments):
-        from llm_pretrain.theory.help import HELP
-
-        print(HELP)
-        return EXIT_OK
-    from llm_pretrain.theory.command import theory
-
-    return theory(arguments)
-
-
-def _reanalyse(arguments: Sequence[str]) -> int:
-    from llm_pretrain.reanalyse.command import reanalyse
-
-    return reanalyse(arguments)
-
-
-def _laws(arguments: Sequence[str]) -> int:
-    if not arguments or any(a in ("--help", "-h") for a in arguments):
-        from llm_pretrain.scaling.help import HELP
-
-        print(HELP)
-        return EXIT_OK
-    from llm_pretrain.scaling.command import laws
-
-    return laws(arguments)
+def _found(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ from typing import NoReturn
 
 _DISK_ERRORS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
-    *(errno.ENOTDIR, errno.ENOLCK, errno.EOPNOTSUPP),
+    *(errno.ENOTDIR, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENAMETOOLONG),
 )
-"""What a person can mend: rights, space, a file system without locks. Others are our defects."""
+"""What a person can mend: rights, space, names, a file system without locks. Others are our
+defects."""
 
 EXIT_OK = 0
 EXIT_FAILED = 1
+"""A run failed, or another rank was lost: trying again may help."""
 EXIT_BAD_INPUT = 2
 EXIT_CONTINUE = 75
 """Stopped on request after a save: the same command continues the run (EX_TEMPFAIL)."""

@@ -13,7 +13,7 @@ from typing import Any
 from llm_pretrain import atomic, lock
 from llm_pretrain.config.compose import dump, read
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.errors import UserError
+from llm_pretrain.errors import UserError, writing
 from llm_pretrain.records import Fingerprints, Job, Record
 
 _BLOCK = 2**16
@@ -54,6 +54,22 @@ class Run:
         return (path / "run.json").is_file()
 
     @classmethod
+    def check(cls, path: Path) -> None:
+        """Raise UserError when no run could be created at `path`, before work is done for it.
+
+        What is tried is a folder in the nearest one above that exists; it is gone afterwards.
+        """
+        with writing("run.dir", path):
+            if cls.exists(path):
+                return
+            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+                raise _taken(path)
+            above = next(folder for folder in path.absolute().parents if folder.exists())
+            probe = atomic.temporary_beside(above / path.name)
+            probe.mkdir()
+            probe.rmdir()
+
+    @classmethod
     def create(cls, config: TrainConfig, record: Record, tokenizer: Path | None = None) -> "Run":
         """Create the directory in one step, or return the one that another process created.
 
@@ -77,7 +93,7 @@ class Run:
         if not published:
             shutil.rmtree(temporary)
             if not cls.exists(path):
-                raise UserError(f"run.dir: {path} exists and is not a run; choose another place")
+                raise _taken(path)
         return cls.open(path)
 
     @cached_property
@@ -277,6 +293,10 @@ def scan(root: Path) -> list[Seen]:
     folders = [root, *(p for p in root.iterdir() if not p.name.startswith("."))]
     runs = [Seen(p) for p in folders if Run.exists(p)]
     return sorted(runs, key=lambda run: (run.identity is None, _created(run), run.path))
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(f"run.dir: {path} exists and is not a run; choose another place")
 
 
 def _created(run: Run) -> str:

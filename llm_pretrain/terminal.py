@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rich.console import Console
 from rich.text import Text
 
 _COLOURS = ("cyan", "yellow", "magenta", "green", "red", "blue")
@@ -14,6 +15,8 @@ _BRAILLE = 0x2800
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Bits of a Braille character, by row and column of the dot."""
 Points = tuple[Sequence[float], Sequence[float]]
+_PIPE_WIDTH = 200
+"""Of what is printed into a pipe or a file, where nothing cuts a wide table."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,14 @@ def draw(
     for i, name in enumerate(curves):
         text.append(f"\n{'':10}{_LETTERS[i]} {name}", _COLOURS[i % len(_COLOURS)])
     return text
+
+
+def console() -> Console:
+    """Where tables go: as wide as the terminal, and so wide elsewhere that they do not fold."""
+    found = Console()
+    if not found.is_terminal:
+        found.width = max(found.width, _PIPE_WIDTH)
+    return found
 
 
 def write(text: str) -> None:

@@ -12,7 +12,18 @@ import yaml
 from tests.support import CONF, ROOT, command, metrics, record, tiny
 
 Train = Callable[..., int]
-HEAVY = ("torch", "datasets", "wandb", "plotly", "transformers", "submitit")
+HEAVY = ("torch", "datasets", "wandb", "plotly", "transformers", "submitit", "scipy", "matplotlib")
+COMMANDS = (
+    *("train", "branch", "status", "tree", "report", "study", "export", "average", "estimate"),
+    *("bench", "preflight", "schedule", "theory", "reanalyse", "laws"),
+)
+ACTIONS = (
+    *("branch plan", "branch apply", "branch watch", "schedule show", "laws fit", "laws compare"),
+    *(f"study {action}" for action in ("plan", "apply", "watch", "fit", "report")),
+    *(f"theory {action}" for action in ("bound", "transfer", "extend", "compare")),
+)
+BARE = ("train", "estimate", "bench", "preflight")
+"""Commands that do something without arguments."""
 
 
 def modules_after(code: str) -> set[str]:
@@ -28,8 +39,6 @@ def modules_after(code: str) -> set[str]:
     "code",
     [
         "import llm_pretrain",
-        "from llm_pretrain.cli import dispatch; dispatch(['--help'])",
-        "from llm_pretrain.cli import dispatch; dispatch(['train', '--help'])",
         "from llm_pretrain.cli import dispatch; dispatch(['--version'])",
         "from llm_pretrain.errors import guarded; from llm_pretrain.cli import dispatch;"
         " assert guarded(dispatch, ['train', 'optimizer.lrr=1']) == 2",
@@ -40,12 +49,50 @@ def test_nothing_heavy_is_imported(code: str) -> None:
     assert not modules_after(code).intersection(HEAVY)
 
 
-def test_help_names_every_command_and_every_field(
-    cli: Train, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_help_imports_anything_heavy() -> None:
+    """All in one process, the one after the other, so that what is found names who brought it."""
+    asks = [[*line.split(), "--help"] for line in ("", *COMMANDS, *ACTIONS)]
+    script = (
+        "import sys; from llm_pretrain.cli import dispatch\n"
+        f"for ask in {asks}:\n"
+        "    assert dispatch(ask) == 0, ask\n"
+        f"    heavy = sys.modules.keys() & set({HEAVY})\n"
+        "    assert not heavy, (ask, heavy)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_names_every_command(cli: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("--help") == 0
-    for word in ("train", "branch plan", "branch apply", "tree", "report", "export"):
-        assert word in capsys.readouterr().out or cli("--help") == 0
+    said = capsys.readouterr().out
+    assert cli() == 0
+    assert capsys.readouterr().out == said
+    named = {line.split()[1] for line in said.splitlines() if line.startswith("  llm-pretrain ")}
+    assert named == set(COMMANDS)
+    assert cli("nothing") == 2
+    offered = capsys.readouterr().err.partition("valid: ")[2]
+    assert offered.strip().split(", ") == list(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_a_help_of_its_own(
+    command: str, cli: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(command, "--help") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: llm-pretrain {command}")
+    assert max(map(len, said.splitlines())) <= 100
+    assert cli(command, "some=thing", "-h") == 0
+    assert capsys.readouterr().out == said
+    if command not in BARE:
+        assert cli(command) == 0
+        assert capsys.readouterr().out == said
+
+
+def test_help_names_every_field(cli: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("train", "--help") == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "optimizer.lr=0.001 Peak learning rate" in out

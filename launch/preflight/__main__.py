@@ -2,8 +2,8 @@
 
 import sys
 
-from launch.preflight.command import preflight
+from llm_pretrain.cli import dispatch
 from llm_pretrain.errors import guarded
 
 if __name__ == "__main__":
-    sys.exit(guarded(preflight, sys.argv[1:]))
+    sys.exit(guarded(dispatch, ["preflight", *sys.argv[1:]]))

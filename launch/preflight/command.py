@@ -14,8 +14,7 @@ from launch.ranks import adopt
 from llm_pretrain.config.arguments import compose_only, option, split_arguments
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose
-from llm_pretrain.config.help import preflight_help
-from llm_pretrain.errors import EXIT_FAILED, EXIT_OK, UserError
+from llm_pretrain.errors import EXIT_FAILED, UserError
 from llm_pretrain.train.start import stays_here
 
 _FLAGS = ("--json", "--out", "--seconds", "--wait")
@@ -29,9 +28,6 @@ def preflight(arguments: Sequence[str]) -> int:
     is over.
     """
     began = time.monotonic()
-    if any(a in ("--help", "-h") for a in arguments):
-        print(preflight_help())
-        return EXIT_OK
     rest, out = option(arguments, "--out")
     rest, text = option(rest, "--seconds")
     overrides, config_dir, flags = split_arguments(rest)

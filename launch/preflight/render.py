@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from statistics import median
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,8 +13,8 @@ from launch.preflight.evidence import Evidence, names_of
 from launch.preflight.facts import Gpu, Rank
 from launch.preflight.host import expand
 from launch.preflight.report import Report
+from llm_pretrain.terminal import console
 
-_PIPE_WIDTH = 120
 _ROWS = 40
 """Nodes that are shown, those that fail first."""
 _LINES = 8
@@ -29,12 +28,10 @@ def show(report: Report, *, as_json: bool) -> None:
         print(report.json(), end="", flush=True)
         print(report.summary, file=sys.stderr, flush=True)
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _PIPE_WIDTH)
-    console.print(_table(report))
+    screen = console()
+    screen.print(_table(report))
     for line in _lines(report):
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        screen.print(escape(line), highlight=False, soft_wrap=True)
     sys.stdout.flush()
 
 

@@ -2,8 +2,8 @@
 
 import sys
 
-from llm_pretrain.bench.command import bench
+from llm_pretrain.cli import dispatch
 from llm_pretrain.errors import guarded, leave
 
 if __name__ == "__main__":
-    leave(guarded(bench, sys.argv[1:]))
+    leave(guarded(dispatch, ["bench", *sys.argv[1:]]))

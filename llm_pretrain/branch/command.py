@@ -1,4 +1,4 @@
-"""The command `branch`: plan shows, apply starts."""
+"""The command `branch`: plan shows, apply starts, watch goes on starting."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,10 +6,11 @@ from pathlib import Path
 
 from llm_pretrain.branch.extend import propose
 from llm_pretrain.branch.forecast import forecast
+from llm_pretrain.branch.plan import Branch
 from llm_pretrain.branch.reconcile import Look, apply, compare, wanted
 from llm_pretrain.branch.show import show
 from llm_pretrain.branch.watch import Watcher
-from llm_pretrain.config.arguments import seconds_option
+from llm_pretrain.config.arguments import check_flags, seconds_option, split_arguments
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose_branch, override
 from llm_pretrain.config.rules import check_branch_spec
@@ -25,39 +26,49 @@ _WATCH_SECONDS = 30.0
 
 def branch(arguments: Sequence[str]) -> int:
     """Run `llm-pretrain branch ARGUMENTS`; the exit code. Raises UserError for bad input."""
-    if not arguments or "--help" in arguments or "-h" in arguments:
-        from llm_pretrain.config.help import branch_help  # noqa: PLC0415  (only for help)
-
-        print(branch_help())
-        return EXIT_OK
-    action, *overrides = arguments
-    overrides, seconds = seconds_option(overrides, "--every", _WATCH_SECONDS)
+    action, *rest = arguments
     if action not in _ACTIONS:
         raise UserError(f"branch {action}: no such command; {did_you_mean(action, _ACTIONS)}")
+    own = ["--every"] if action == "watch" else []
+    seconds = _WATCH_SECONDS
+    if own:
+        rest, seconds = seconds_option(rest, "--every", _WATCH_SECONDS)
+    overrides, config_dir, flags = split_arguments(rest)
+    check_flags(f"branch {action}", flags, [*own, "--config-dir"])
     # `branch watch RUN` reads better than with parent=, and nothing else has no equals sign.
     named = [o if "=" in o or i else f"parent={o}" for i, o in enumerate(overrides)]
-    asked = compose_branch(named)
-    if asked.parent is None:
+    asked = compose_branch(named, config_dir)
+    if not asked.parent:
         raise UserError("parent: missing; name the run to branch from: parent=runs/demo")
     place = Path(asked.parent)
     parent = Run.open(place if place.name not in ("", "..") else place.resolve())
-    branches, cluster = wanted(parent, _specs(parent, asked)), _cluster(parent, asked)
-    places = [parent.path, *(branch.path for branch in branches)]
+    branches = wanted(parent, _specs(parent, asked), config_dir)
+    chosen = [o for o in asked.overrides if o.lstrip("+").startswith("cluster")]
+    # They run as their parent did, but for what the command line says.
+    cluster = override(parent.config, chosen, config_dir).cluster
     if action == "watch":
-        check_launch(cluster)
-        start = partial(launch_all, cluster=cluster)
-        watcher = Watcher(
-            parent,
-            branches,
-            look=lambda: Look.at(places),
-            foresee=lambda due: forecast(parent, due).recorded,
-            launch=start,
-        )
-        return watcher.watch(seconds)
-    rows = compare(parent, branches, Look.at(places))
+        return _watch(parent, branches, cluster, seconds)
+    return _once(parent, branches, cluster, start=action == "apply")
+
+
+def _watch(parent: Run, branches: list[Branch], cluster: ClusterConfig, seconds: float) -> int:
+    check_launch(cluster)
+    places = _places(parent, branches)
+    watcher = Watcher(
+        parent,
+        branches,
+        look=lambda: Look.at(places),
+        foresee=lambda due: forecast(parent, due).recorded,
+        launch=partial(launch_all, cluster=cluster),
+    )
+    return watcher.watch(seconds)
+
+
+def _once(parent: Run, branches: list[Branch], cluster: ClusterConfig, *, start: bool) -> int:
+    rows = compare(parent, branches, Look.at(_places(parent, branches)))
     expected = forecast(parent, branches)
     show(parent, rows, expected)
-    if action == "plan":
+    if not start:
         return EXIT_OK
     if any(row.action in ("start", "continue") for row in rows):
         check_launch(cluster)
@@ -66,6 +77,10 @@ def branch(arguments: Sequence[str]) -> int:
         print("nothing to start")
         return EXIT_OK
     return launch_all(runs, cluster)
+
+
+def _places(parent: Run, branches: list[Branch]) -> list[Path]:
+    return [parent.path, *(branch.path for branch in branches)]
 
 
 def _specs(parent: Run, asked: BranchArgs) -> list[BranchSpec]:
@@ -102,9 +117,3 @@ def _extended(parent: Run, asked: BranchArgs) -> list[BranchSpec]:
         best = ", preferred" if proposal is proposals[0] and len(proposals) > 1 else ""
         print(f"  {proposal.what} (bound {proposal.bound:.3f} of going on as it is{best})")
     return [proposal.spec for proposal in kept]
-
-
-def _cluster(parent: Run, asked: BranchSpec) -> ClusterConfig:
-    """Where the branches run: as their parent, but for what the command line says."""
-    chosen = [o for o in asked.overrides if o.lstrip("+").startswith("cluster")]
-    return override(parent.config, chosen).cluster

@@ -49,7 +49,7 @@ def propose(parent: Run, asked: BranchArgs) -> list[Proposal]:
     constant = [step for step in saved if whole.ready <= step <= whole.at]
     trunk = replace(whole, at=constant[-1]) if constant else whole
     total = clock.point(asked.extend)
-    found = {option.what: option for option in options(trunk, total)}
+    found = {option.what: option for option in options(trunk, total, asked="extend")}
     usual = found["as it is"].bound
     lower = found.get("lower rate, matched") or found.get("lower rate, least bound")
     proposals = [_longer(trunk, found["longer cooldown, matched"], constant, asked)]

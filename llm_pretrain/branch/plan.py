@@ -99,14 +99,14 @@ class Origin:
     path: Path
 
 
-def expand(origin: Origin, spec: BranchSpec) -> list[Branch]:
-    """The branches of `spec` from a run.
+def expand(origin: Origin, spec: BranchSpec, config_dir: Path | None = None) -> list[Branch]:
+    """The branches of `spec` from a run. `config_dir`: the user's own groups, for its overrides.
 
     Raises UserError when an override touches what cannot change, or the lengths do not fit.
     """
     _refuse_fixed(spec.overrides)
     parent = origin.config
-    changed = replace(override(parent, spec.overrides), mean_of=[])
+    changed = replace(override(parent, spec.overrides, config_dir), mean_of=[])
     if changed.data.tokenizer != parent.data.tokenizer:
         raise UserError(f"data.tokenizer: a branch cannot change it; {_FIXED['data.tokenizer']}")
     if spec.kind == "average":

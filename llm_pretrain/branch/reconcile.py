@@ -58,12 +58,17 @@ class Look:
         return cls(runs, Queue.ask(jobs).status)
 
 
-def wanted(parent: Run, specs: Sequence[BranchSpec]) -> list[Branch]:
-    """The branches in the order of the specs; the same one asked for twice is there once."""
+def wanted(
+    parent: Run, specs: Sequence[BranchSpec], config_dir: Path | None = None
+) -> list[Branch]:
+    """The branches in the order of the specs; the same one asked for twice is there once.
+
+    `config_dir`: the user's own groups, for their overrides.
+    """
     origin = Origin(parent.config, parent.record.id, parent.path)
     branches: dict[str, Branch] = {}
     for spec in specs:
-        for branch in expand(origin, spec):
+        for branch in expand(origin, spec, config_dir):
             branches.setdefault(str(branch.path), branch)
     return list(branches.values())
 

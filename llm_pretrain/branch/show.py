@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from llm_pretrain.branch.forecast import Forecast
 from llm_pretrain.branch.reconcile import Row
 from llm_pretrain.runs import Run
+from llm_pretrain.terminal import console
 
 
 def show(parent: Run, rows: Sequence[Row], expected: Forecast) -> None:
@@ -28,15 +28,15 @@ def show(parent: Run, rows: Sequence[Row], expected: Forecast) -> None:
         if expected.predictions:
             cells.append(_predicted(row, expected))
         table.add_row(*cells)
-    console = Console()
-    console.print(table)
+    screen = console()
+    screen.print(table)
     reasons = [f"{row.branch.path.name}: {row.reason}" for row in rows if row.reason]
     if expected.predictions:
         reasons.append("predicted loss: of the last validation, with an interval of 80%")
     if expected.reason:
         reasons.append(f"no predicted losses: {expected.reason}")
     for text in [*reasons, *expected.cautions]:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        screen.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _predicted(row: Row, expected: Forecast) -> str:

@@ -4,13 +4,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
+from llm_pretrain.config.arguments import check_flags
 from llm_pretrain.config.average import best_average
 from llm_pretrain.errors import EXIT_OK, UserError
 from llm_pretrain.runs import Run, Seen, scan
+from llm_pretrain.terminal import console
 
 
 def tree(arguments: Sequence[str]) -> int:
@@ -23,7 +24,7 @@ def tree(arguments: Sequence[str]) -> int:
         parent = run.record.parent if run.identity else None
         children[parent.run if parent and parent.run in known else None].append(run)
     _grow(drawing, children, None)
-    Console().print(drawing, highlight=False)
+    console().print(drawing, highlight=False)
     return EXIT_OK
 
 
@@ -32,8 +33,11 @@ def named_runs(command: str, arguments: Sequence[str]) -> tuple[Path, list[Seen]
 
     Raises UserError when it is not that, or holds no run.
     """
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise UserError(f"usage: llm-pretrain {command} RUNS, a folder that holds runs, or one run")
+    check_flags(command, [word for word in arguments if word.startswith("-")], ["--help"])
+    if len(arguments) != 1:
+        raise UserError(
+            f"{command}: takes one folder that holds runs, or one run; got {' '.join(arguments)}"
+        )
     root = Path(arguments[0])
     runs = scan(root)
     if not runs:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from llm_pretrain.errors import UserError
+from llm_pretrain.errors import UserError, did_you_mean, writing
 
 _FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--info", "-i"),
@@ -63,18 +63,35 @@ def seconds_option(arguments: Sequence[str], name: str, default: float) -> tuple
     return rest, float(text)
 
 
-def file_option(
-    arguments: Sequence[str], name: str, needs: str = "one file"
-) -> tuple[list[str], Path | None]:
-    """The arguments without an option that names a file to write, and the file. Raises UserError
-    when it could not be written."""
+def file_option(arguments: Sequence[str], name: str, needs: str) -> tuple[list[str], Path | None]:
+    """The arguments without an option that names a file to write, and the file.
+
+    `needs`: what is missing when nothing follows, such as "one PAGE.html"; the file must end alike.
+    Raises UserError when it could not be written.
+    """
     rest, text = option(arguments, name, needs)
     if text is None:
         return rest, None
-    path = Path(text)
-    if not text or path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"{name}: '{text}' is no file in a folder that exists")
+    path, ending = Path(text), Path(needs).suffix
+    if not text:
+        raise UserError(f"{name}: needs {needs}")
+    with writing(name, path):
+        if path.is_dir():
+            raise UserError(
+                f"{name}: {path} is a folder; name a file in it, such as {path}/a{ending}"
+            )
+        if path.suffix != ending:
+            raise UserError(f"{name}: '{path}' does not end in {ending}, which is what is written")
+        if not path.parent.is_dir():
+            raise UserError(f"{name}: the folder {path.parent} does not exist")
     return rest, path
+
+
+def check_flags(command: str, flags: Sequence[str], known: Sequence[str]) -> None:
+    """Raise UserError for a flag that `command` does not know, naming the nearest that it does."""
+    for flag in flags:
+        if flag not in known:
+            raise UserError(f"{flag}: {command} has no such option; {did_you_mean(flag, known)}")
 
 
 def compose_only(
@@ -84,10 +101,7 @@ def compose_only(
 
     `about`: what the command is about, to be read after its name, since it is not about a run.
     """
-    for flag in flags:
-        if flag not in known:
-            names = ", ".join([*known, "--config-dir"])
-            raise UserError(f"{flag}: {command} knows {names} only")
+    check_flags(command, flags, [*known, "--config-dir"])
     for override in overrides:
         if override.startswith("resume="):
             raise UserError(f"{override}: {command} {about}")

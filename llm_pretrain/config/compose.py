@@ -1,12 +1,10 @@
 """From command-line overrides and conf/ to validated dataclasses; the only user of Hydra's API."""
 
 import copy
-import dataclasses
 import itertools
 import re
-import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from llm_pretrain.config import schema
+from llm_pretrain.config.explain import check_key, dataclasses_in, explain, fields_of
+from llm_pretrain.config.groups import conf_dir, groups, option
 from llm_pretrain.config.optimizer_rules import check_rate_of_experiment
 from llm_pretrain.config.rules import check
 from llm_pretrain.errors import UserError, did_you_mean
@@ -35,23 +35,6 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
-def conf_dir() -> Path:
-    """The shipped configuration: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
-def groups(search: Sequence[Path] = ()) -> dict[str, list[str]]:
-    """Config groups and their options, as 'model' -> ['demo', 'paper/124m', ...]."""
-    found: dict[str, set[str]] = {}
-    for root in (conf_dir(), *search):
-        for file in root.glob("*/**/*.yaml"):
-            group, *option = file.relative_to(root).with_suffix("").parts
-            found.setdefault(group, set()).add("/".join(option))
-    return {group: sorted(options) for group, options in sorted(found.items())}
-
-
 def compose(
     overrides: Sequence[str], config_dir: Path | None = None, *, name: str = "train"
 ) -> schema.TrainConfig:
@@ -62,9 +45,9 @@ def compose(
     return config
 
 
-def compose_branch(overrides: Sequence[str]) -> schema.BranchArgs:
+def compose_branch(overrides: Sequence[str], config_dir: Path | None = None) -> schema.BranchArgs:
     """Compose conf/branch.yaml with `overrides`. Raises UserError for anything wrong in them."""
-    return compose_command("branch", overrides, schema.BranchArgs)
+    return compose_command("branch", overrides, schema.BranchArgs, config_dir)
 
 
 def compose_command(
@@ -75,21 +58,28 @@ def compose_command(
     rest: list[str] = []
     for text, override in zip(overrides, _parse(overrides), strict=True):
         head = override.key_or_group.split(".")[0]
-        (own if head in _fields(cls) and head != "overrides" else rest).append(text)
-    check_overrides(rest, schema.TrainConfig)
+        (own if head in fields_of(cls) and head != "overrides" else rest).append(text)
+    check_overrides(rest, schema.TrainConfig, config_dir)
     data = _compose(name, own, cls, config_dir)
     return build(cls, {**data, "overrides": [*data.get("overrides", []), *rest]})
 
 
-def override(config: schema.TrainConfig, overrides: Sequence[str]) -> schema.TrainConfig:
-    """A resolved config with some values replaced, as a resume or a branch asks for."""
+def override(
+    config: schema.TrainConfig, overrides: Sequence[str], config_dir: Path | None = None
+) -> schema.TrainConfig:
+    """A resolved config with some values replaced, as a resume or a branch asks for.
+
+    `config_dir`: the user's own groups. Raises UserError for anything wrong in `overrides`.
+    """
     data = schema.to_dict(config)
-    for change in check_overrides(overrides, schema.TrainConfig):
+    known = groups(config_dir)
+    for change in check_overrides(overrides, schema.TrainConfig, config_dir):
         if change.is_sweep_override():
             raise UserError(f"{change.input_line}: several values need --multirun")
-        if change.key_or_group in groups() and change.key_or_group in data:
-            group = _fields(schema.TrainConfig)[change.key_or_group]
-            _merge(data[change.key_or_group], _option(change), group)
+        if change.key_or_group in known and change.key_or_group in data:
+            group = change.key_or_group
+            values = option(group, change.get_value_element_as_str(), config_dir)
+            _merge(data[group], values, fields_of(schema.TrainConfig)[group])
         elif change.key_or_group == "experiment":
             raise UserError("experiment: composes a new run; it cannot be applied to this one")
         else:
@@ -119,7 +109,7 @@ def build(cls: type[T], data: dict[str, Any]) -> T:
     try:
         return TypeAdapter(cls).validate_json(schema.dumps(data))
     except ValidationError as error:
-        raise UserError("\n".join(_explain(cls, error))) from None
+        raise UserError("\n".join(explain(cls, error))) from None
 
 
 def read(path: Path) -> schema.TrainConfig:
@@ -138,23 +128,23 @@ def dump(config: schema.TrainConfig) -> str:
 
 
 def check_overrides(
-    overrides: Sequence[str], cls: type[Any], search: Sequence[Path] = ()
+    overrides: Sequence[str], cls: type[Any], config_dir: Path | None = None
 ) -> list[Override]:
     """Parse overrides and refuse unknown keys and group options, naming the nearest valid one."""
-    known = groups(search)
+    known = groups(config_dir)
     parsed = _parse(overrides)
     for item in parsed:
         key, value = item.key_or_group, (item.input_line or "").partition("=")[2]
         if key.startswith("hydra"):
             continue
-        group = key in known and (key in _fields(cls) or key == "experiment")
+        group = key in known and (key in fields_of(cls) or key == "experiment")
         if group and "{" not in value:
             options = known[key]
             for choice in value.split(","):
                 if choice not in (*options, "null", ""):
                     raise UserError(f"{key}={choice}: unknown; {did_you_mean(choice, options)}")
         elif not item.is_delete():
-            _check_key(cls, key)
+            check_key(cls, key)
     return parsed
 
 
@@ -198,13 +188,12 @@ def sweep_name(overrides: Sequence[str], swept: set[str]) -> str:
 def _compose(
     name: str, overrides: Sequence[str], cls: type[Any], config_dir: Path | None = None
 ) -> dict[str, Any]:
-    search = [config_dir] if config_dir else []
-    parsed = check_overrides(overrides, cls, search)
+    parsed = check_overrides(overrides, cls, config_dir)
     for item in parsed:
         if item.is_sweep_override():
             raise UserError(f"{item.input_line}: several values need --multirun")
     texts = [forced(text, item) for text, item in zip(overrides, parsed, strict=True)]
-    texts += [f"hydra.searchpath=[file://{path.resolve()}]" for path in search]
+    texts += [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     register()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -227,23 +216,10 @@ def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _option(change: Override) -> dict[str, Any]:
-    """What the file of a group option sets; the rest of the group stays as the run has it."""
-    choice = change.get_value_element_as_str()
-    options = groups()[change.key_or_group]
-    if choice not in options:
-        raise UserError(f"{change.input_line}: no option; {did_you_mean(choice, options)}")
-    path = conf_dir() / change.key_or_group / f"{choice}.yaml"
-    option: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
-    if "defaults" in option:
-        raise UserError(f"{change.input_line}: has a defaults list; write out its fields instead")
-    return option
-
-
 def _merge(data: dict[str, Any], option: dict[str, Any], cls: type[Any]) -> None:
     """Put the values of an option for the group `cls` over those that are there."""
     for key, value in option.items():
-        owner = next(_dataclasses_in(_fields(cls).get(key)), None)
+        owner = next(dataclasses_in(fields_of(cls).get(key)), None)
         # Only fields of the schema are merged. Where keys are free, as with sources or options of
         # sbatch, the option's are all there are: another mixture or cluster does not add to one.
         if owner and isinstance(value, dict) and isinstance(data.get(key), dict):
@@ -260,56 +236,3 @@ def _set(data: dict[str, Any], change: Override) -> None:
         data.pop(leaf, None)
         return
     data[leaf] = copy.deepcopy(change.value())
-
-
-def _fields(cls: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _dataclasses_in(hint: Any) -> Iterator[Any]:
-    if dataclasses.is_dataclass(hint):
-        yield hint
-    for part in typing.get_args(hint) if isinstance(hint, types.UnionType) else ():
-        yield from _dataclasses_in(part)
-
-
-def _check_key(cls: type[Any], key: str) -> None:
-    hint: Any = cls
-    parts = key.split(".")
-    for i, part in enumerate(parts):
-        if typing.get_origin(hint) is dict:
-            hint = typing.get_args(hint)[1]
-            continue
-        owner = next(_dataclasses_in(hint), None)
-        names = list(_fields(owner)) if owner else []
-        if part not in names:
-            prefix = ".".join(parts[:i])
-            full = [f"{prefix}.{name}" if prefix else name for name in names]
-            raise UserError(f"{key}: unknown key; {did_you_mean('.'.join(parts[: i + 1]), full)}")
-        hint = _fields(typing.cast(Any, owner))[part]
-
-
-def _explain(cls: type[Any], error: ValidationError) -> Iterator[str]:
-    seen = set()
-    for item in error.errors():
-        # A union adds the branch it tried, such as 'literal[...]', to the path of the field.
-        path = [str(p) for p in item["loc"] if "[" not in str(p)]
-        name = ".".join(path)
-        if name in seen:
-            continue
-        seen.add(name)
-        if item["type"] == "unexpected_keyword_argument":
-            try:
-                _check_key(cls, name)
-            except UserError as unknown:
-                yield str(unknown)
-            continue
-        message = item["msg"].removeprefix("Value error, ")
-        if "got " not in message:
-            message = f"got {item['input']!r}; {message[0].lower()}{message[1:]}"
-        if item["type"] == "literal_error":
-            options = [
-                o.strip("' ") for o in item["ctx"]["expected"].replace(" or ", ",").split(",")
-            ]
-            message += f"; {did_you_mean(str(item['input']), options)}"
-        yield f"{name}: {message}"

@@ -12,11 +12,19 @@ from llm_pretrain.errors import UserError
 from llm_pretrain.schedule.build import check_cooldown, check_schedule
 from llm_pretrain.schedule.schedule import clock_of, schedule_of
 
+_NAME_BYTES = 200
+"""Of 255 that file systems take: the rest is for what is written beside a run before it exists."""
+
 
 def check(config: TrainConfig) -> None:
     """Raise UserError, naming field, value and what would be valid, when fields disagree."""
     if not config.run.name or "/" in config.run.name or config.run.name.startswith("."):
         raise UserError(f"run.name: '{config.run.name}' cannot be the name of a folder")
+    if len(config.run.name.encode()) > _NAME_BYTES:
+        raise UserError(
+            f"run.name: {len(config.run.name.encode())} bytes are too long for the name of a "
+            f"folder; use {_NAME_BYTES} at most"
+        )
     if Path(config.run.dir).name in ("", ".."):
         raise UserError(f"run.dir: '{config.run.dir}' has no name of its own; name a folder")
     _check_model(config)

@@ -4,15 +4,12 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from llm_pretrain.config.arguments import compose_only, split_arguments
 from llm_pretrain.config.compose import compose
 from llm_pretrain.errors import EXIT_OK
 from llm_pretrain.estimate.ranks import ranks_of
-from llm_pretrain.terminal import write
+from llm_pretrain.terminal import console, write
 
-_PIPE_WIDTH = 120
 EXIT_DOES_NOT_FIT = 3
 """The run could start, but not in the memory of the cluster's profile."""
 
@@ -37,11 +34,9 @@ def estimate(arguments: Sequence[str]) -> int:
             data["memory"][mode] |= {"device": memory.device, "host": memory.host}
         text = json.dumps({**data, "verdict": verdict(found, config)}, indent=2) + "\n"
     else:
-        console = Console()
-        if not console.is_terminal:
-            console.width = max(console.width, _PIPE_WIDTH)
-        with console.capture() as captured:
-            show(found, config, console)
+        screen = console()
+        with screen.capture() as captured:
+            show(found, config, screen)
         text = captured.get()
     write(text)
     return EXIT_DOES_NOT_FIT if found.shortages else EXIT_OK

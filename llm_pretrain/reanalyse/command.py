@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from llm_pretrain import atomic
+from llm_pretrain.config.arguments import check_flags, file_option
 from llm_pretrain.errors import EXIT_OK, UserError, writing
 from llm_pretrain.reanalyse import words
 from llm_pretrain.reanalyse.analysis import Analysis, analyse
@@ -17,24 +18,11 @@ from llm_pretrain.reanalyse.load import PaperRun, load
 from llm_pretrain.records import now
 from llm_pretrain.terminal import write
 
-USAGE = """usage: llm-pretrain reanalyse PATH [--out FILE.html] [--json]
-
-Reads published training logs (PATH, a JSON list of runs) and writes one HTML page, by default
-reanalysis.html here: cosine against WSD, 1-sqrt against linear, the best learning rate against the
-length of the cooldown and by the theory, the bound's curve fitted to real ones, and the laws that
-predict a final loss with their errors on runs that they did not see. Some minutes on two
-cores. The page opens without a network.
-
-  --out FILE.html  where the page goes
-  --json           print all numbers as one JSON object; then a page is written only with --out"""
 _DEFAULT = Path("reanalysis.html")
 
 
 def reanalyse(arguments: Sequence[str]) -> int:
     """Run `llm-pretrain reanalyse ARGUMENTS`; the exit code. Raises UserError for bad input."""
-    if not arguments or "--help" in arguments or "-h" in arguments:
-        print(USAGE)
-        return EXIT_OK
     path, output, as_json = _parse(arguments)
     runs = load(path)
     analysis = _analysed(runs)
@@ -83,28 +71,10 @@ def _show(analysis: Analysis, output: Path | None) -> None:
 
 def _parse(arguments: Sequence[str]) -> tuple[Path, Path | None, bool]:
     """The file to read, the page to write or None, and whether to print JSON."""
-    places: list[str] = []
-    output: Path | None = None
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if name == "--out":
-            if not equals and rest:
-                value = rest.pop(0)
-            if not value or value.startswith("-") or output is not None:
-                raise UserError(f"--out: needs one FILE.html\n{USAGE}")
-            output = Path(value)
-        elif word != "--json":
-            places.append(word)
-    if len(places) != 1 or places[0].startswith("-"):
-        raise UserError(USAGE)
-    as_json = "--json" in arguments
-    if output is None and not as_json:
-        output = _DEFAULT
-    if output is not None:
-        if output.is_dir():
-            raise UserError(f"--out: {output} is a folder; name a file, such as {output}/page.html")
-        if not output.parent.is_dir():
-            raise UserError(f"--out: the folder {output.parent} does not exist")
-    return Path(places[0]), output, as_json
+    rest, output = file_option(arguments, "--out", "one FILE.html")
+    flags = [word for word in rest if word.startswith("-")]
+    check_flags("reanalyse", flags, ["--out", "--json"])
+    places = [word for word in rest if word not in flags]
+    if len(places) != 1:
+        raise UserError(f"reanalyse: takes one RUNS.json; got {' '.join(places) or 'none'}")
+    return Path(places[0]), output if output or flags else _DEFAULT, bool(flags)

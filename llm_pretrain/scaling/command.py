@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
@@ -22,10 +21,7 @@ from llm_pretrain.scaling.laws import Laws, fit_or_reason
 from llm_pretrain.scaling.points import Point
 from llm_pretrain.scaling.read import Table, read
 from llm_pretrain.scaling.render import show
-from llm_pretrain.terminal import write
-
-_WIDTH = 120
-"""Of tables in a pipe or file."""
+from llm_pretrain.terminal import console, write
 
 
 @dataclass(frozen=True)
@@ -85,17 +81,17 @@ def _fit(asked: _Asked) -> int:
 
 
 def _show_fits(found: Mapping[str, Laws | str], table: Table, asked: _Asked) -> None:
-    console = _console()
-    with console.capture() as captured:
+    screen = console()
+    with screen.capture() as captured:
         for source, law in found.items():
-            console.print(f"[bold]Law of {escape(source)}[/]", highlight=False)
+            screen.print(f"[bold]Law of {escape(source)}[/]", highlight=False)
             if isinstance(law, str):
-                console.print(law, highlight=False, markup=False)
+                screen.print(law, highlight=False, markup=False)
             else:
-                show(law, console, asked.budgets)
+                show(law, screen, asked.budgets)
         for text in [*_said(table, asked.counting), *words.excluded(table.excluded)]:
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
-        console.print(words.INTERVALS, highlight=False)
+            screen.print(text, highlight=False, markup=False, soft_wrap=True)
+        screen.print(words.INTERVALS, highlight=False)
     write(captured.get() + (f"{asked.page}\n" if asked.page else ""))
 
 
@@ -127,23 +123,23 @@ def _compare(asked: _Asked) -> int:
 def _show(found: Comparison, said: Sequence[str], asked: _Asked) -> None:
     from llm_pretrain.scaling import findings  # noqa: PLC0415  (it can draw, with plotly)
 
-    console = _console()
-    with console.capture() as captured:
+    screen = console()
+    with screen.capture() as captured:
         grid = Grid("parameter", *findings.titles(found))
         for row in findings.parameter_rows(found):
             grid.add_row(*row)
-        console.print(grid)
+        screen.print(grid)
         grid = Grid("cosine less cooldown", "95%", "zero inside")
         for row in findings.difference_rows(found):
             grid.add_row(*row)
-        console.print(grid)
+        screen.print(grid)
         grid = Grid("source", "tokens", "measured", "predicted (95%)", "predicted less measured")
         for one in found.held:
             grid.add_row(*findings.held_row(one))
-        console.print(grid)
+        screen.print(grid)
         left = [f"Left out: {len(found.excluded)} runs; --json and --out name each with its reason"]
         for text in [*findings.paragraphs(found), *said, words.INTERVALS, *left]:
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            screen.print(text, highlight=False, markup=False, soft_wrap=True)
     write(captured.get() + "".join(f"{path}\n" for path in (asked.page, asked.figure) if path))
 
 
@@ -206,10 +202,3 @@ def _budget(text: str) -> float:
     if not (math.isfinite(flops) and flops > 0):
         raise UserError(f"--budget: '{text}' is no number of FLOPs; use 1e21, for example")
     return flops
-
-
-def _console() -> Console:
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _WIDTH)
-    return console

@@ -1,6 +1,6 @@
 """What `laws --help` says; imports nothing, so it answers at once."""
 
-HELP = """usage: llm-pretrain laws fit FILE... [--budget FLOPS] [--out PAGE.html] [--json]
+_LAWS = """usage: llm-pretrain laws fit FILE... [--budget FLOPS] [--out PAGE.html] [--json]
        llm-pretrain laws compare RUNS.json [--figure FILE.svg] [--out PAGE.html] [--json]
 
 fit      laws of final losses: L(N, D) = E + A N^-alpha + B D^-beta, envelopes, IsoFLOP minima,
@@ -20,3 +20,8 @@ written 124M or 2.6B. Without flops, C = 6 N D.
 For published runs only (a table says itself what it counts):
   --embedding counted|left-out  whether N has the embedding's parameters; counted by default
   --attention full|causal       whether C has masked scores; full by default"""
+
+
+def laws_help() -> str:
+    """Help of `llm-pretrain laws`."""
+    return _LAWS

@@ -7,23 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from llm_pretrain import terminal
-from llm_pretrain.config.arguments import option, split_arguments
+from llm_pretrain.config.arguments import check_flags, file_option, split_arguments
 from llm_pretrain.config.compose import compose, override
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean, disk_reason
+from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean, writing
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import Schedule, clock_of, schedule_of
 
-HELP = """usage: llm-pretrain schedule show [RUN] [KEY=VALUE ...] [--json] [--png FILE]
-
-Prints the phases of the learning rate in steps and tokens and draws it: of the run that the
-overrides describe, as for `train`, or of the run in directory RUN, with what the overrides change.
---json prints phases and rates for a program; --png writes the curve to a file.
-"""
 _POINTS = 1000
 
 
@@ -32,14 +25,12 @@ def schedule(arguments: Sequence[str]) -> int:
     action, *rest = arguments
     if action != "show":
         raise UserError(f"schedule {action}: no such command; {did_you_mean(action, ['show'])}")
-    png, rest = _png(rest)
+    rest, png = file_option(rest, "--png", "one FILE.png")
     overrides, config_dir, flags = split_arguments(rest)
-    for flag in flags:
-        if flag != "--json":
-            raise UserError(f"{flag}: schedule show knows --json, --png and --config-dir only")
+    check_flags("schedule show", flags, ["--json", "--png", "--config-dir"])
     if overrides and "=" not in overrides[0]:
         run = Run.open(Path(overrides[0]))
-        config, title = override(run.config, overrides[1:]), str(run.path)
+        config, title = override(run.config, overrides[1:], config_dir), str(run.path)
     else:
         config = compose(overrides, config_dir)
         title = config.run.name
@@ -51,14 +42,6 @@ def schedule(arguments: Sequence[str]) -> int:
     else:
         _show(config, found, title)
     return EXIT_OK
-
-
-def _png(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
-    rest, text = option(arguments, "--png", "the name of a file")
-    found = None if text is None else Path(text)
-    if found and found.suffix != ".png":
-        raise UserError(f"--png: '{found}' does not end in .png")
-    return found, rest
 
 
 def _rows(config: TrainConfig, found: Schedule) -> list[dict[str, Any]]:
@@ -94,11 +77,11 @@ def _show(config: TrainConfig, found: Schedule, title: str) -> None:
             f"{row['start_tokens']:,} - {row['end_tokens']:,}",
             f"{row['first_lr']:.4g} - {row['last_lr']:.4g}",
         )
-    console = Console()
-    with console.capture() as captured:
-        console.print(table)
+    screen = terminal.console()
+    with screen.capture() as captured:
+        screen.print(table)
         steps, rates = _curve(found)
-        console.print(terminal.draw({"learning rate by step": (steps.tolist(), rates.tolist())}))
+        screen.print(terminal.draw({"learning rate by step": (steps.tolist(), rates.tolist())}))
     terminal.write(captured.get())
 
 
@@ -125,7 +108,5 @@ def _write(file: Path, config: TrainConfig, found: Schedule, title: str) -> None
         both = (partial(np.multiply, rate), partial(np.multiply, 1 / rate))
         top = axes.secondary_xaxis("top", functions=both)
         top.set_xlabel("tokens")
-    try:
+    with writing("--png", file):
         figure.savefig(file, dpi=150)
-    except OSError as error:
-        raise UserError(f"--png: {disk_reason(error)}") from error

@@ -12,7 +12,11 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from llm_pretrain import atomic
-from llm_pretrain.config.arguments import file_option, seconds_option, split_arguments
+from llm_pretrain.config.arguments import (
+    file_option,
+    seconds_option,
+    split_arguments,
+)
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose_command, override
 from llm_pretrain.config.schema import TrainConfig
@@ -33,11 +37,10 @@ from llm_pretrain.study.expand import Stem, folder, stems
 from llm_pretrain.study.reconcile import Standing, Starter, impossible, survey
 from llm_pretrain.study.results import Found, collect
 from llm_pretrain.study.savings import savings
-from llm_pretrain.terminal import write
+from llm_pretrain.terminal import console, write
 from llm_pretrain.train.start import launch_all
 
 _LOOK_SECONDS = 30.0
-_PIPE_WIDTH = 140
 
 
 class Study:
@@ -52,11 +55,14 @@ class Study:
         self.described: str = yaml.safe_dump(
             TypeAdapter(StudyArgs).dump_python(asked, mode="json"), sort_keys=False, width=100
         )
+        self._config_dir = config_dir
         self._clusters = [o for o in asked.overrides if o.lstrip("+").startswith("cluster")]
 
     def cluster(self, config: TrainConfig) -> ClusterConfig:
         """Where a run is trained: as its config says, but for what the command line says."""
-        return override(config, self._clusters).cluster if self._clusters else config.cluster
+        if not self._clusters:
+            return config.cluster
+        return override(config, self._clusters, self._config_dir).cluster
 
     def survey(self) -> list[Standing]:
         """How its runs stand now."""
@@ -93,7 +99,7 @@ def _read(arguments: Sequence[str]) -> Study:
 
 def _plan(arguments: Sequence[str]) -> int:
     asked = _read(arguments)
-    show.plan(asked.config, asked.budget(asked.survey()), _console())
+    show.plan(asked.config, asked.budget(asked.survey()), console())
     return EXIT_OK
 
 
@@ -111,7 +117,7 @@ def _start(asked: Study, *, once: bool, seconds: float) -> int:
     """Start what can start, again and again; `once`: until nothing starts any more."""
     found = asked.survey()
     planned = asked.budget(found)
-    show.plan(asked.config, planned, _console())
+    show.plan(asked.config, planned, console())
     check_limits(planned, asked.config.limits)
     if not impossible(found):
         asked.folder.mkdir(parents=True, exist_ok=True)
@@ -153,16 +159,16 @@ def _fit(arguments: Sequence[str]) -> int:
         }
         write(json.dumps(data, indent=1) + "\n")
         return EXIT_OK
-    console = _console()
-    show.results(asked.config, found, console)
+    screen = console()
+    show.results(asked.config, found, screen)
     for label, law in laws.items():
         if not isinstance(law, str):
-            console.print(f"\n[bold]Law of {label}[/]", highlight=False)
-            show_laws(law, console)
+            screen.print(f"\n[bold]Law of {label}[/]", highlight=False)
+            show_laws(law, screen)
     for text in refusals(laws):
-        console.print(f"\n{text}", highlight=False, markup=False)
-    console.print(str(counting or Counting()), highlight=False)
-    show.savings(savings(asked.folder), console)
+        screen.print(f"\n{text}", highlight=False, markup=False)
+    screen.print(str(counting or Counting()), highlight=False)
+    show.savings(savings(asked.folder), screen)
     return EXIT_OK
 
 
@@ -195,7 +201,7 @@ def _report(arguments: Sequence[str]) -> int:
 
         with writing("--figure", figure):
             draw(asked.config, found, figure)
-    show.results(asked.config, found, _console())
+    show.results(asked.config, found, console())
     print(*[path for path in (output, figure) if path], sep="\n")
     return EXIT_OK
 
@@ -208,10 +214,3 @@ def _results(asked: Study, counting: Counting | None) -> Found:
             f"with llm-pretrain study apply study={asked.config.name}"
         )
     return found
-
-
-def _console() -> Console:
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _PIPE_WIDTH)
-    return console

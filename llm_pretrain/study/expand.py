@@ -93,9 +93,11 @@ def stems(study: StudyConfig, overrides: list[str], config_dir: Path | None = No
     for name, size in study.sizes.items():
         try:
             base = _base(study, compose_size(size))
-            horizons = _horizons(study, name, size, _config(base, MethodConfig(), overrides))
+            horizons = _horizons(
+                study, name, size, _config(base, MethodConfig(), overrides, config_dir)
+            )
             for method_name, method in study.methods.items():
-                config = _config(base, method, overrides)
+                config = _config(base, method, overrides, config_dir)
                 for seed in study.seeds:
                     seeded = replace(config, run=replace(config.run, seed=seed))
                     maker = _Maker(study, name, method_name, method, seeded)
@@ -118,7 +120,9 @@ class _Composer:
             return compose([*self._common, *size.overrides], self._config_dir)
         if self._shared is None:
             self._shared = compose(self._common, self._config_dir)
-        return override(self._shared, size.overrides) if size.overrides else self._shared
+        if not size.overrides:
+            return self._shared
+        return override(self._shared, size.overrides, self._config_dir)
 
 
 def _base(study: StudyConfig, config: TrainConfig) -> TrainConfig:
@@ -130,10 +134,12 @@ def _base(study: StudyConfig, config: TrainConfig) -> TrainConfig:
     return replace(config, plan=[])
 
 
-def _config(base: TrainConfig, method: MethodConfig, overrides: list[str]) -> TrainConfig:
+def _config(
+    base: TrainConfig, method: MethodConfig, overrides: list[str], config_dir: Path | None
+) -> TrainConfig:
     # The command line has the last word, as everywhere.
     changes = [*method.overrides, *overrides]
-    config = override(base, changes) if changes else base
+    config = override(base, changes, config_dir) if changes else base
     if method.lr_factor == 1.0:
         return config
     return replace(

@@ -13,7 +13,7 @@ from llm_pretrain.runs import Run
 from llm_pretrain.schedule.clock import TokenClock
 from llm_pretrain.schedule.schedule import Schedule, clock_of, schedule_of
 from llm_pretrain.schedule.shapes import FALLS
-from llm_pretrain.terminal import write
+from llm_pretrain.terminal import console, write
 from llm_pretrain.theory import render
 from llm_pretrain.theory.arguments import SCHEDULE_KEYS, Arguments
 from llm_pretrain.theory.best import best_cooldown, best_falling
@@ -22,7 +22,6 @@ from llm_pretrain.theory.extend import Option, Trunk, Tuning, options
 from llm_pretrain.theory.named import Named, parse
 from llm_pretrain.theory.transfer import terms_of, transfer
 
-_PIPE_WIDTH = 110
 _COMPARED = (
     *("constant", "wsd-5%", "wsd-10%", "wsd-20%", "wsd-40%", "wsd-10%-1-sqrt", "wsd-20%-1-sqrt"),
     *("wsd-40%-1-sqrt", "two-stage-20%", "inverse-sqrt", "inverse-sqrt-20%", "cosine"),
@@ -52,11 +51,9 @@ def theory(arguments: Sequence[str]) -> int:
     if given.json:
         write(json.dumps(answer.data, indent=2) + "\n")
         return EXIT_OK
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _PIPE_WIDTH)
-    with console.capture() as captured:
-        answer.show(console)
+    screen = console()
+    with screen.capture() as captured:
+        answer.show(screen)
     write(captured.get())
     return EXIT_OK
 

@@ -137,15 +137,16 @@ class Option:
     """Rate with the least bound, over the rate it has: 1 where the two match."""
 
 
-def options(trunk: Trunk, total: int) -> list[Option]:
+def options(trunk: Trunk, total: int, *, asked: str = "to") -> list[Option]:
     """The ways to carry on to `total` updates, beginning with everything kept as it is.
 
     "lower rate, matched" is missing where no factor matches, "longer cooldown" is the whole run
-    where even that would need a lower rate. Raises UserError unless `total` lies behind the run.
+    where even that would need a lower rate. Raises UserError unless `total` lies behind the run;
+    it is called `asked` then.
     """
     end = max(trunk.cooldown.end, trunk.constant.total)
     if total <= end:
-        raise UserError(f"to: step {total} is not after the run's {end} steps")
+        raise UserError(f"{asked}: step {total} is not after the run's {end} steps")
     usual = int(Fraction(trunk.cooldown.length, trunk.cooldown.end) * total)
     target = terms_of(trunk.tuned, trunk.lr).optimal_rate
 

@@ -1,6 +1,6 @@
 """What `llm-pretrain theory --help` says."""
 
-HELP = """usage: llm-pretrain theory bound|transfer|extend|compare [KEY=VALUE ...] [--json]
+_THEORY = """usage: llm-pretrain theory bound|transfer|extend|compare [KEY=VALUE ...] [--json]
 
 What a bound for convex problems (Schaipp et al. 2025, arXiv 2501.18965) says about learning rates.
 Its absolute values mean little for a language model; its ratios between schedules, lengths and
@@ -43,3 +43,8 @@ Examples:
   llm-pretrain theory compare  steps=50000
 
 Exit codes: 0 done, 2 bad input."""
+
+
+def theory_help() -> str:
+    """Help of `llm-pretrain theory`."""
+    return _THEORY

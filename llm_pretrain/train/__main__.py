@@ -2,8 +2,8 @@
 
 import sys
 
+from llm_pretrain.cli import dispatch
 from llm_pretrain.errors import guarded, leave
-from llm_pretrain.train.command import train
 
 if __name__ == "__main__":
-    leave(guarded(train, sys.argv[1:]))
+    leave(guarded(dispatch, ["train", *sys.argv[1:]]))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 from llm_pretrain.config import compose as composing
 from llm_pretrain.config.arguments import split_arguments
 from llm_pretrain.config.cluster import ClusterConfig
-from llm_pretrain.config.help import train_help
+from llm_pretrain.config.groups import conf_dir
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import EXIT_CONTINUE, EXIT_OK, UserError, guarded
 from llm_pretrain.runs import Run
@@ -29,9 +29,6 @@ T = TypeVar("T")
 
 def train(arguments: Sequence[str]) -> int:
     """Run `llm-pretrain train ARGUMENTS`; the exit code. Raises UserError for bad input."""
-    if any(a in ("--help", "-h") for a in arguments):
-        print(train_help())
-        return EXIT_OK
     overrides, config_dir, flags = split_arguments(arguments)
     wait = "--wait" in flags
     if "--dry-run" in flags:
@@ -44,7 +41,10 @@ def train(arguments: Sequence[str]) -> int:
         return _hydra(flags, overrides, config_dir, wait=wait)
     if place:
         rest = [o for o in overrides if o not in place]
-        return resume(Path(place[-1].removeprefix("resume=")), rest, wait=wait)
+        path = place[-1].removeprefix("resume=")
+        if not path:
+            raise UserError("resume: missing; name the run to continue: resume=runs/demo")
+        return resume(Path(path), rest, config_dir, wait=wait)
     return start(composing.compose(overrides, config_dir), overrides, wait=wait)
 
 
@@ -52,7 +52,7 @@ def _dry_run(flags: Sequence[str], overrides: list[str], config_dir: Path | None
     """Print the scripts of the jobs that would be submitted."""
     from launch.start import preview  # noqa: PLC0415  (only for this flag)
 
-    parsed = composing.check_overrides(overrides, TrainConfig, [config_dir] if config_dir else [])
+    parsed = composing.check_overrides(overrides, TrainConfig, config_dir)
     many = "--multirun" in flags or "-m" in flags
     jobs = composing.sweep(parsed) if many else [overrides]
     configs = [composing.compose(job, config_dir) for job in jobs]
@@ -67,8 +67,7 @@ def _hydra(
     """Leave Hydra's flags (--multirun, --cfg, --info, ...) to Hydra itself."""
     import hydra  # noqa: PLC0415  (only these flags need Hydra's application mode)
 
-    search = [config_dir] if config_dir else []
-    parsed = composing.check_overrides(overrides, TrainConfig, search)
+    parsed = composing.check_overrides(overrides, TrainConfig, config_dir)
     swept = composing.swept_keys(parsed)
     if "--multirun" in flags or "-m" in flags:
         for combination in composing.sweep(parsed):
@@ -79,7 +78,7 @@ def _hydra(
     codes: list[int] = []
     waiting: list[tuple[Run, ClusterConfig]] = []
 
-    @hydra.main(config_path=str(composing.conf_dir()), config_name="train", version_base="1.3")
+    @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
     def job(composed: Any) -> None:
         codes.append(guarded(lambda _: _job(composed, swept, waiting), []))
         if codes[-1] == EXIT_CONTINUE:  # stopped by a signal, which means the sweep as well

@@ -59,10 +59,15 @@ def placed(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
     return config
 
 
-def resume(path: Path, overrides: Sequence[str] = (), *, wait: bool = False) -> int:
-    """Continue the run at `path`, with changes that leave its past as it is; the exit code."""
+def resume(
+    path: Path, overrides: Sequence[str] = (), config_dir: Path | None = None, *, wait: bool = False
+) -> int:
+    """Continue the run at `path`, with changes that leave its past as it is; the exit code.
+
+    `config_dir`: the user's own groups, for `overrides`.
+    """
     run = Run.open(path)
-    config = override(run.config, overrides) if overrides else run.config
+    config = override(run.config, overrides, config_dir) if overrides else run.config
     check_change(run, config)
     if done(config, path):
         return EXIT_OK
@@ -109,6 +114,8 @@ def stays_here(config: TrainConfig, *, alone: bool = True) -> bool:
 
 
 def _train(config: TrainConfig, path: Path, overrides: Sequence[str]) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        Run.check(path)
     # Imported late: torch takes seconds, which bad input and a finished run need not wait for.
     from llm_pretrain.train.session import run_session  # noqa: PLC0415
 

@@ -6,16 +6,13 @@ from pathlib import Path
 
 from llm_pretrain.checkpoint.average import Mean, verified
 from llm_pretrain.checkpoint.store import CheckpointStore, describe_steps
+from llm_pretrain.config.arguments import check_flags
 from llm_pretrain.data.tokenizer import read_tokenizer
 from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean
 from llm_pretrain.model.hf import SHARD_BYTES, check_export, export_hf
 from llm_pretrain.runs import Run
+from llm_pretrain.weights.help import USAGE
 
-_USAGE = {
-    "export": "usage: llm-pretrain export RUN FOLDER [step=N] [max_shard_size=5GB]",
-    "average": "usage: llm-pretrain average RUN [RUN ...] FOLDER steps=[N,N,...]|last=K "
-    "[max_shard_size=5GB]",
-}
 _OPTIONS = {"export": ("step", "max_shard_size"), "average": ("steps", "last", "max_shard_size")}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B")
 _STEPS = re.compile(r"\[?\s*(\d+(?:\s*,\s*\d+)*)\s*\]?")
@@ -25,7 +22,7 @@ def export(arguments: Sequence[str]) -> int:
     """Run `llm-pretrain export ARGUMENTS`; the exit code. Raises UserError for bad input."""
     places, options = _parse("export", arguments)
     if len(places) != 2:
-        raise UserError(f"{_USAGE['export']}; got {' '.join(arguments) or 'nothing'}")
+        raise UserError(f"{USAGE['export']}; got {' '.join(arguments) or 'nothing'}")
     run, folder = Run.open(Path(places[0])), Path(places[1])
     step = _step(CheckpointStore(run.checkpoints), run, options.get("step"))
     _write([(run, [step])], folder, options)
@@ -39,16 +36,34 @@ def average(arguments: Sequence[str]) -> int:
     The mean of several checkpoints of a run, or of several runs: with last=K of the newest ones.
     """
     places, options = _parse("average", arguments)
-    if len(places) < 2 or ("steps" in options) == ("last" in options):
-        raise UserError(f"{_USAGE['average']}; got {' '.join(arguments) or 'nothing'}")
-    runs, folder = [Run.open(Path(place)) for place in places[:-1]], Path(places[-1])
+    if not places or ("steps" in options) == ("last" in options):
+        raise UserError(f"{USAGE['average']}; got {' '.join(arguments) or 'nothing'}")
+    *others, last = (Path(place) for place in places)
+    # The folder is new, so what holds a run is one more to average.
+    own = not others or Run.exists(last)
+    runs = [Run.open(_named(place)) for place in ([*others, last] if own else others)]
     chosen = [(run, _chosen(run, options)) for run in runs]
     if sum(len(steps) for _, steps in chosen) < 2:
-        raise UserError(f"a mean needs two checkpoints or more; {_USAGE['average']}")
+        raise UserError(f"a mean needs two checkpoints or more; {USAGE['average']}")
+    folder = _beside(chosen) if own else last
     _write(chosen, folder, options)
     for run, steps in chosen:
         print(f"{folder}: mean of {run.path} at {', '.join(map(str, steps))}")
     return EXIT_OK
+
+
+def _named(place: Path) -> Path:
+    """The place, with the folder's own name when it is written as a dot."""
+    return place if place.name not in ("", "..") else place.resolve()
+
+
+def _beside(chosen: Sequence[tuple[Run, list[int]]]) -> Path:
+    """Where a mean goes that was given no folder: beside the first run, named after its parts."""
+    (first, steps), *others = chosen
+    name = "-".join([first.path.name, "mean", *map(str, steps)])
+    for run, theirs in others:
+        name = "-".join([name, "and", run.path.name, *map(str, theirs)])
+    return first.path.with_name(name)
 
 
 def _write(chosen: Sequence[tuple[Run, list[int]]], folder: Path, options: dict[str, str]) -> None:
@@ -80,7 +95,7 @@ def _chosen(run: Run, options: dict[str, str]) -> list[int]:
     if "last" in options:
         last = options["last"]
         if not last.isdigit() or int(last) == 0:
-            raise UserError(f"last: '{last}' is no number of checkpoints; {_USAGE['average']}")
+            raise UserError(f"last: '{last}' is no number of checkpoints; {USAGE['average']}")
         if int(last) > len(steps):
             raise UserError(f"last: {last} of {run.path}, but {describe_steps(steps)}")
         return steps[-int(last) :]
@@ -102,16 +117,15 @@ def _parse(command: str, arguments: Sequence[str]) -> tuple[list[str], dict[str,
     for name in options:
         if name not in _OPTIONS[command]:
             near = did_you_mean(name, _OPTIONS[command])
-            raise UserError(f"{name}: no such option; {near}; {_USAGE[command]}")
-    if any(a.startswith("-") for a in places):
-        raise UserError(f"{_USAGE[command]}; got {' '.join(arguments)}")
+            raise UserError(f"{name}: no such option; {near}; {USAGE[command]}")
+    check_flags(command, [a for a in places if a.startswith("-")], _OPTIONS[command])
     return places, options
 
 
 def _step(store: CheckpointStore, run: Run, asked: str | None) -> int:
     if asked is not None:
         if not asked.isdigit():
-            raise UserError(f"step: '{asked}' is no step; {_USAGE['export']}")
+            raise UserError(f"step: '{asked}' is no step; {USAGE['export']}")
         return int(asked)
     if not store.steps():
         raise UserError(f"{run.path}: has no checkpoint yet")

@@ -201,7 +201,7 @@ def test_two_ranks_share_a_step(zygote: Zygote, tmp_path: Path) -> None:
         (["--trace=nowhere/trace.json"], ["--trace: nowhere is no folder"]),
         (["--out", "."], ["--out: . is a folder"]),
         (["--out"], ["--out: needs a file"]),
-        (["--json"], ["--json: bench knows --out, --steps, --trace"]),
+        (["--json"], ["--json: bench has no such option; valid: --out, --steps, --trace"]),
         (["resume=runs/a"], ["resume=runs/a: bench measures a config"]),
         (["engine.shard=3"], ["engine:", "does not make 1 ranks"]),
     ],

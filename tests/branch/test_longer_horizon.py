@@ -71,7 +71,7 @@ def test_only_one_of_them(trunk: Run, cli: Cli, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (["extend=4k steps"], ["to: step 4000 is not after"]),
+        (["extend=4k steps"], ["extend: step 4000 is not after"]),
         (["extend=200k"], ["extend", "200k", "steps"]),
         (["extend=8k steps", "at=[100 steps]"], ["leave out at and ends"]),
         (["extend=8k steps", "cooldown.shape=half-life"], ["cooldown.shape: extend knows linear"]),

@@ -80,6 +80,25 @@ def test_a_mean_of_several_runs(cli: Cli, tmp_path: Path) -> None:
         assert np.array_equal(value, ((a[name].astype(float) + b[name]) / 2).astype(np.float32))
 
 
+def test_without_a_folder_it_is_named_after_what_is_averaged(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = with_checkpoints(tmp_path / "a", 9), with_checkpoints(tmp_path / "b", 12)
+    assert cli("average", str(run.path), str(tmp_path / "mean"), "steps=[5,9]") == 0
+    assert cli("average", str(run.path), "steps=[5,9]") == 0
+    folder = tmp_path / "a-mean-5-9"
+    assert f"{folder}: mean of {run.path} at 5, 9" in capsys.readouterr().out
+    for name, value in weights(folder).items():
+        assert np.array_equal(value, weights(tmp_path / "mean")[name]), name
+    assert cli("average", str(run.path), str(other.path), "last=1") == 0
+    assert (tmp_path / "a-mean-9-and-b-12").is_dir()
+    assert cli("average", str(run.path), "steps=[5,9]") == 2
+    assert "a-mean-5-9: exists already" in capsys.readouterr().err
+    monkeypatch.chdir(other.path)
+    assert cli("average", ".", "last=2") == 0
+    assert (tmp_path / "b-mean-5-12").is_dir()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

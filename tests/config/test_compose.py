@@ -1,5 +1,6 @@
 """Composition, and what is said about input that cannot work."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from llm_pretrain.config.compose import (
     compose_branch,
     compose_command,
     dump,
-    groups,
     override,
     read,
 )
+from llm_pretrain.config.groups import groups
 from llm_pretrain.errors import UserError
 from llm_pretrain.study.config import StudyArgs
 
@@ -135,3 +136,8 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     assert compose(["model=wide"], tmp_path).model.width == 256
     with pytest.raises(UserError, match="did you mean 'wide'"):
         compose(["model=wid"], tmp_path)
+    config = compose(["experiment=demo"])
+    assert override(config, ["model=wide"], tmp_path).model == replace(config.model, width=256)
+    with pytest.raises(UserError, match="model=wide: unknown"):
+        override(config, ["model=wide"])
+    assert compose_branch(["parent=a", "model=wide"], tmp_path).overrides == ["model=wide"]

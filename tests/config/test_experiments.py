@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from llm_pretrain.branch.plan import Origin, expand
-from llm_pretrain.config.compose import compose, groups
+from llm_pretrain.config.compose import compose
+from llm_pretrain.config.groups import groups
 from llm_pretrain.schedule.schedule import clock_of
 
 # Peak of the constant rate, and billions of tokens at the ends of the cooldowns, as published.

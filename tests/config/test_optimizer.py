@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from llm_pretrain.branch.plan import check_plan
-from llm_pretrain.config.compose import compose, conf_dir, override
+from llm_pretrain.config.compose import compose, override
+from llm_pretrain.config.groups import conf_dir
 from llm_pretrain.config.optimizer import OptimizerConfig
 from llm_pretrain.config.optimizer_rules import advice
 from llm_pretrain.errors import UserError

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.local import run_all
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.runs import Run
 from tests.support import ROOT
@@ -46,6 +47,21 @@ def test_a_stop_reaches_every_run(train: Train, cli: Cli, tmp_path: Path) -> Non
         run = Run.open(branch)
         assert run.status == "interrupted"
         assert CheckpointStore(run.checkpoints).steps()[-1] == run.record.step
+
+
+@pytest.mark.parametrize(("end", "code"), [("kill -9 $$", 1), ("exit 1", 1), ("exit 2", 2)])
+def test_the_code_of_runs_that_did_not_end_well(
+    end: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed run may succeed when it is tried again; bad input may not."""
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho some reason\n{end}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run in runs:
+        run.mkdir()
+    assert run_all(runs, 2) == code
 
 
 def test_what_went_wrong_is_told(

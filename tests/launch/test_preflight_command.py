@@ -43,7 +43,7 @@ def test_the_schema_of_the_json() -> None:
 @pytest.mark.parametrize(
     "arguments,word",
     [
-        (["--fast"], "--fast: preflight knows --json"),
+        (["--fast"], "--fast: preflight has no such option"),
         (["resume=runs/x"], "resume=runs/x: preflight is about nodes"),
         (["cluster=alps_claridn"], "unknown; did you mean 'alps_clariden'?"),
         (["cluster.hardware.matmull=3"], "did you mean 'cluster.hardware.matmul'?"),

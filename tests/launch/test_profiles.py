@@ -17,7 +17,8 @@ import yaml
 from launch import submit
 from launch.profile import check_cluster, time_limit
 from llm_pretrain.config.cluster import ClusterConfig
-from llm_pretrain.config.compose import compose, conf_dir, dump, groups, override, read
+from llm_pretrain.config.compose import compose, dump, override, read
+from llm_pretrain.config.groups import conf_dir, groups
 from llm_pretrain.errors import UserError
 from llm_pretrain.records import Job
 

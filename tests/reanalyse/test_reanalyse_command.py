@@ -138,9 +138,9 @@ def test_without_curves_only_what_can_be_said_is(
     [
         (["none.json"], "cannot be read"),
         ([str(HERE / "excerpt.md")], "no JSON"),
-        (["a.json", "b.json"], "usage:"),
-        (["--json"], "usage:"),
-        (["--jsn", "a.json"], "usage:"),
+        (["a.json", "b.json"], "takes one RUNS.json; got a.json b.json"),
+        (["--json"], "takes one RUNS.json; got none"),
+        (["--jsn", "a.json"], "--jsn: reanalyse has no such option; did you mean '--json'?"),
         ([str(EXCERPT), "--out"], "--out: needs one FILE.html"),
         ([str(EXCERPT), "--out="], "--out: needs one FILE.html"),
         ([str(EXCERPT), "--out", "no/such/page.html"], "the folder no/such does not exist"),
@@ -158,8 +158,3 @@ def test_bad_input(
     assert run(*arguments) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--help") == run() == 0
-    assert "--out FILE.html" in capsys.readouterr().out

@@ -231,7 +231,7 @@ def test_summary_in_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_output_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     create(config(tmp_path / "runs", "demo"))
     target = tmp_path / "page.html"
-    assert report([str(tmp_path / "runs"), f"output={target}"]) == 0
+    assert report([str(tmp_path / "runs"), f"--out={target}"]) == 0
     assert target.is_file()
     assert not (tmp_path / "runs" / "report.html").exists()
     assert capsys.readouterr().out.endswith(f"{target}\n")
@@ -248,24 +248,21 @@ def test_second_report_replaces_the_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "usage"),
-        (["{}", "{}"], "usage"),
-        (["{}", "--fast"], "usage"),
-        (["{}", "output="], "usage"),
+        (["{}", "{}"], "report: takes one folder with runs, and --out FILE.html; got "),
+        (["{}", "out=x.html"], "--out FILE.html; got .* out=x.html"),
+        (["{}", "--ou"], "--ou: report has no such option; did you mean '--out'"),
+        (["{}", "--out="], "--out: needs one FILE.html"),
         (["{}/nowhere"], "no such folder"),
         (["{}"], "holds no run"),
-        (["{}", "output={}/none/page.html"], "does not exist"),
-        (["{}", "output={}"], "is a folder"),
+        (["{}", "--out={}/none/page.html"], "does not exist"),
+        (["{}", "--out={}"], "is a folder"),
+        (["{}", "--out={}/page.txt"], "does not end in .html"),
+        (["{}", f"--out={'a' * 300}.html"], "cannot be written .File name too long"),
     ],
 )
 def test_bad_input_is_a_user_error(tmp_path: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         report([argument.format(tmp_path) for argument in arguments])
-
-
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert report(["--help"]) == 0
-    assert "output=PATH" in capsys.readouterr().out
 
 
 def test_record_without_git_or_versions(tmp_path: Path) -> None:

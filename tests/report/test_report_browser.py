@@ -91,7 +91,7 @@ def browser() -> str:
 def probe(browser: str, root: Path, folder: Path) -> dict[str, Any]:
     """What the page of the runs in `root` looks like from within a browser."""
     page = folder / "page.html"
-    assert report([str(root), f"output={page}"]) == 0
+    assert report([str(root), f"--out={page}"]) == 0
     text = page.read_text(encoding="utf-8")
     text = text.replace("</title>", f"</title>{_WATCH}", 1)
     text = text.replace("</body>\n</html>", f"{_PROBE}</body>\n</html>")

@@ -43,6 +43,8 @@ def refused(
         (["engine.tensor=3"], ["engine.tensor", "3", "model.heads=2"]),
         (["engine.shard=2"], ["shard=2", "1 ranks"]),
         (["run.name=a/b"], ["run.name", "a/b"]),
+        ([f"run.name={'a' * 201}"], ["run.name", "201 bytes", "200"]),
+        (["average.windows=10 steps"], ['a list has brackets: "average.windows=[10 steps]"']),
         (["plan=[{ends: [20 steps], cooldown: {length: 30 steps}}]"], ["cooldown.length", "30"]),
         (["plan=[{at: [20 steps], overrides: ['optimzer.lr=3']}]"], ["optimzer.lr", "optimizer"]),
     ],
@@ -99,9 +101,11 @@ def test_vocabulary_of_a_given_tokenizer(
 
 @pytest.mark.parametrize("place", ["/proc/nowhere/run", "/dev/null/run"])
 def test_place_that_cannot_be_written(
-    train: Train, capsys: pytest.CaptureFixture[str], place: str
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
-    refused(capsys, train(Path(place)), "run.dir", place, "cannot be written")
+    code = train(Path(place), f"data.cache={tmp_path / 'cache'}")
+    refused(capsys, code, "run.dir", place, "cannot be written")
+    assert not list(tmp_path.iterdir())  # nothing was tokenised for it
 
 
 def test_cache_that_cannot_be_written(
@@ -181,6 +185,8 @@ class TestBranch:
             ("cooldown.length=100%", "cooldown.length"),
             ("model.width=5", "model.width"),
             ("at=[10]", "at"),
+            ("at=20 steps", 'a list has brackets: "at=[20 steps]"'),
+            ("extend=10 steps", "extend"),
             ("atx=[10 steps]", "atx"),
             ("optimizer.lr=1e-3,2e-3", "optimizer.lr"),
             ("precision=null", "precision"),
@@ -211,6 +217,8 @@ def test_resume_of_what_is_no_run(
     cli: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused(capsys, cli("train", f"resume={tmp_path}/x"), "x: not a run")
+    refused(capsys, cli("train", "resume="), "resume: missing", "resume=runs/demo")
+    refused(capsys, cli("train", f"resume={tmp_path}/{'x' * 300}"), "File name too long")
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Checkpoints as weights that other programs open."""
