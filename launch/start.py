@@ -7,8 +7,8 @@ from pathlib import Path
 from launch.local import run_all
 from launch.profile import check_cluster
 from llm_pretrain.config.cluster import ClusterConfig
+from llm_pretrain.config.layout import Layout, passes
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.engine.layout import Layout, passes
 from llm_pretrain.errors import EXIT_FAILED, EXIT_OK, UserError
 from llm_pretrain.records import Job, now
 from llm_pretrain.runs import Run

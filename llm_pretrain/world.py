@@ -14,7 +14,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from launch.ranks import adopt
 from llm_pretrain.config.engine import EngineConfig
-from llm_pretrain.engine.layout import Layout
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.errors import LostRankError, UserError, disk_reason
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from llm_pretrain.checkpoint.saver import Saver
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import compose
-from llm_pretrain.engine.layout import Layout
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.model.transformer import Transformer
 from llm_pretrain.records import new_record
 from llm_pretrain.runs import Run

@@ -13,8 +13,8 @@ from launch.ranks import adopt
 from llm_pretrain import atomic
 from llm_pretrain.config.arguments import compose_only, option, split_arguments
 from llm_pretrain.config.compose import compose
+from llm_pretrain.config.layout import Layout, passes
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.engine.layout import Layout, passes
 from llm_pretrain.errors import EXIT_OK, UserError
 from llm_pretrain.terminal import write
 

@@ -7,8 +7,8 @@ fuses, nor for exchanges, whose links this bench does not measure.
 from dataclasses import dataclass
 
 from llm_pretrain.bench.modules import Alone
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.model.flops import forward_flops_per_token, parameter_count
 
 _ADAMW_BYTES = 28

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from llm_pretrain.bench.figure import Figure, series, synchronize
+from llm_pretrain.config.layout import passes
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.base import Engine
 from llm_pretrain.engine.build import build_engine
-from llm_pretrain.engine.layout import passes
 from llm_pretrain.train.garbage import Collector
 from llm_pretrain.world import World
 

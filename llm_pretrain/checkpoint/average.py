@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.checkpoint.tensors import Reader, describe, fill
 from llm_pretrain.errors import UserError
+from llm_pretrain.parts import local
 
 _MODEL = "model."
 
@@ -57,14 +57,14 @@ def fill_mean(folders: Sequence[Path], state: dict[str, Any], *, group: Any = No
     """
     model = {name: value.detach() for name, value in state["model"].items()}
     sums = {
-        name: torch.zeros(_local(value).shape, dtype=torch.float64) for name, value in model.items()
+        name: torch.zeros(local(value).shape, dtype=torch.float64) for name, value in model.items()
     }
     for folder in folders:
         fill(folder, {"model": dict(model)}, group=group)
         for name, value in model.items():
-            sums[name] += _local(value).cpu()
+            sums[name] += local(value).cpu()
     for name, value in model.items():
-        _local(value).copy_(sums.pop(name).div_(len(folders)))
+        local(value).copy_(sums.pop(name).div_(len(folders)))
 
 
 def verified(store: CheckpointStore, steps: Sequence[int]) -> list[Path]:
@@ -96,7 +96,3 @@ def _check_same(
                 f"{other}: its {name} is {shapes[1]}, in {first} it is {shapes[0]}; only "
                 "checkpoints of the same model have a mean"
             )
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from llm_pretrain.engine.parts import local_part
+from llm_pretrain.parts import local_part
 
 PIECE_BYTES = 32 * 2**20
 """Largest piece, unless a single row is larger. Who reads a row reads its piece, so small pieces

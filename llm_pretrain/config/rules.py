@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from llm_pretrain.config.average import check_average, check_rule
+from llm_pretrain.config.layout import check_engine
 from llm_pretrain.config.optimizer_rules import SCHEDULE_FREE, check_optimizer
 from llm_pretrain.config.precision import check_precision
 from llm_pretrain.config.schema import BranchSpec, TrainConfig
 from llm_pretrain.duration import Duration
-from llm_pretrain.engine.layout import check_engine
 from llm_pretrain.errors import UserError
 from llm_pretrain.schedule.build import check_cooldown, check_schedule
 from llm_pretrain.schedule.schedule import clock_of, schedule_of

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import loss_parallel
 
 from llm_pretrain.config.schema import TrainConfig
@@ -18,12 +17,12 @@ from llm_pretrain.engine.base import Remembered, State
 from llm_pretrain.engine.blank import blank_model
 from llm_pretrain.engine.inputs import Inputs
 from llm_pretrain.engine.parallel import context_mesh, distribute
-from llm_pretrain.engine.parts import assign
 from llm_pretrain.engine.precision import autocast
 from llm_pretrain.model.transformer import Transformer
 from llm_pretrain.optim.averaging import Parts, Plain
-from llm_pretrain.optim.base import Rule, local
+from llm_pretrain.optim.base import Rule
 from llm_pretrain.optim.build import Lengths, build_rule
+from llm_pretrain.parts import assign, local, whole_value
 from llm_pretrain.world import World
 
 
@@ -61,7 +60,7 @@ class FsdpEngine:
             self.model.set_requires_gradient_sync(last or not whole)
             self.model.set_requires_all_reduce(last)
         with self._sharded_loss():
-            loss = _local(self._losses(tokens, mean=True) * weight)
+            loss = whole_value(self._losses(tokens, mean=True) * weight)
             loss.backward()  # type: ignore[no-untyped-call]
         loss = loss.detach()
         if self.rule.needs_loss:
@@ -71,7 +70,7 @@ class FsdpEngine:
     def step(self, lr: float) -> torch.Tensor:
         """See Engine."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = _local(_total_norm([p.grad for p in parameters if p.grad is not None]))
+        norm = whole_value(_total_norm([p.grad for p in parameters if p.grad is not None]))
         clip, clipped = self._config.optimizer.grad_clip, None
         if clip > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
@@ -89,7 +88,7 @@ class FsdpEngine:
         """See Engine."""
         self._read_out()
         with self._sharded_loss(), fp8.unchanged(self.model, self._config.precision):
-            losses = _local(self._losses(tokens).mean(dim=1))
+            losses = whole_value(self._losses(tokens).mean(dim=1))
         if self._context is not None:
             dist.all_reduce(losses, group=self._context.get_group())
             losses /= self._context.size()
@@ -222,8 +221,3 @@ def _total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
 def _readout(rule: Rule, parameter: torch.Tensor) -> torch.Tensor | Callable[[], torch.Tensor]:
     """What is saved of a parameter: made when it is asked for, where that takes memory."""
     return partial(rule.readout, parameter) if rule.averages else parameter.detach()
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole value of a small tensor that may be distributed."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -22,8 +22,8 @@ from torch.distributed.tensor.parallel import (
 )
 
 from llm_pretrain.config.engine import EngineConfig
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.model.transformer import Transformer
 from llm_pretrain.world import World
 

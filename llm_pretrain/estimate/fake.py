@@ -20,9 +20,9 @@ from torch.distributed.tensor import DTensor, Partial
 # process for each rank of the cluster.
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.fsdp import FsdpEngine
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.engine.offload import ActivationOffload
 from llm_pretrain.estimate.ledger import Ledger
 from llm_pretrain.estimate.operation import local

@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from llm_pretrain.config.average import in_steps
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.optimizer_rules import SCHEDULE_FREE
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.estimate.trace import CATEGORIES, Bytes, Trace
 from llm_pretrain.schedule.schedule import clock_of
 

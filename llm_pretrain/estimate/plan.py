@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 from llm_pretrain.config.cluster import HardwareConfig
 from llm_pretrain.config.engine import Recompute
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.estimate.memory import GIB, Memory, memory_of, saved
 from llm_pretrain.estimate.ranks import ranks_of
 from llm_pretrain.estimate.speed import Speed, missing_rates, speed_of

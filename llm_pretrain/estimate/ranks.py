@@ -1,7 +1,7 @@
 """Whether the devices of a cluster profile can be the ranks of a run. Imports no torch."""
 
+from llm_pretrain.config.layout import Layout, passes
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.engine.layout import Layout, passes
 from llm_pretrain.errors import UserError
 
 

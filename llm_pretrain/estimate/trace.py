@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.estimate.fake import FakeEngine, fake_world
 from llm_pretrain.estimate.ledger import Ledger, Segment
 from llm_pretrain.estimate.operation import local

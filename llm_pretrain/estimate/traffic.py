@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llm_pretrain.config.cluster import ClusterConfig
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.estimate.ledger import Segment
 from llm_pretrain.estimate.operation import Collective
 from llm_pretrain.estimate.trace import Trace

@@ -4,9 +4,9 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from math import ceil
 
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine import zero_config
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.estimate.memory import Memory, averaged, peak_of, saved
 from llm_pretrain.estimate.speed import PARTS, Speed, compute_seconds, speed_from
 from llm_pretrain.estimate.trace import CATEGORIES, Bytes, Trace

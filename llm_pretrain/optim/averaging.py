@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from llm_pretrain.config.average import AverageSteps
+from llm_pretrain.parts import local
 
 State = dict[str, Any]
 """Nested dict, as `engine.base.State`."""
@@ -105,7 +105,7 @@ class _Windows:
         """The local part of a parameter's mean over a window that is complete at `step`."""
         length = self.lengths[name]
         ages = range(length // self.stride)
-        parts = [_local(self.aged(age, step)[key]) for age in reversed(ages)]
+        parts = [local(self.aged(age, step)[key]) for age in reversed(ages)]
         total = parts[0].clone()
         for part in parts[1:]:
             total += part
@@ -251,12 +251,12 @@ class Averages:
         """Give the parameters the average; what they held."""
         held = {}
         for key, part in self._parts.tensors().items():
-            mine = _local(part)
+            mine = local(part)
             held[key] = mine.clone()
             if self._windows and name in self._windows.lengths:
                 mine.copy_(self._windows.mean(name, key, self._step))
             else:
-                mine.copy_(_local(self._lives[name].values[key]))
+                mine.copy_(local(self._lives[name].values[key]))
         self._parts.written()
         return held
 
@@ -264,7 +264,7 @@ class Averages:
     def _put_back(self, held: dict[str, Tensor]) -> None:
         parts = self._parts.tensors()
         for key, values in held.items():
-            _local(parts[key]).copy_(values)
+            local(parts[key]).copy_(values)
         self._parts.written()
 
 
@@ -276,9 +276,4 @@ def _zeros(parts: Parts) -> dict[str, Tensor]:
 
 
 def _locals(tensors: Iterable[Tensor]) -> list[Tensor]:
-    return [_local(tensor) for tensor in tensors]
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """What this rank holds of it, in the tensor's own memory. Called without gradients."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return [local(tensor) for tensor in tensors]

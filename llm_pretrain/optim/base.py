@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from llm_pretrain.optim.piece import Piece
+from llm_pretrain.parts import local
 
 Groups = list[dict[str, Any]]
 """Parameter groups as torch has them."""
@@ -187,11 +188,6 @@ class Rule(torch.optim.Optimizer, ABC):
                         state={n: [local(self.state[p][n]) for p in owners] for n in names},
                     ),
                 )
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor; the same memory."""
-    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def gradient(parameter: Tensor) -> Tensor:

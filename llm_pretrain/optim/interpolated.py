@@ -6,7 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llm_pretrain.optim.base import like, local
+from llm_pretrain.optim.base import like
+from llm_pretrain.parts import local
 
 
 class _HasPoints(Protocol):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from llm_pretrain.engine.parts import local_part
 from llm_pretrain.optim.adamw import adam_state
-from llm_pretrain.optim.base import Groups, Rule, alone, gradient, like, local
+from llm_pretrain.optim.base import Groups, Rule, alone, gradient, like
 from llm_pretrain.optim.piece import Piece, Total, shape_of
+from llm_pretrain.parts import local, local_part
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of Jordan's quintic, as in torch.optim.Muon."""

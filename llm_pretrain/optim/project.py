@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from llm_pretrain.config.optimizer import OptimizerConfig
-from llm_pretrain.optim.base import HostNumber, Rule, copies, local
+from llm_pretrain.optim.base import HostNumber, Rule, copies
 from llm_pretrain.optim.piece import Total
+from llm_pretrain.parts import local
 
 _INVARIANT = ("attention.q.weight", "attention.k.weight")
 _SCALES = "norm.weight"

@@ -5,9 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from llm_pretrain.optim.base import Groups, HostNumber, Rule, copies, local, summed
+from llm_pretrain.optim.base import Groups, HostNumber, Rule, copies, summed
 from llm_pretrain.optim.interpolated import Interpolated
 from llm_pretrain.optim.piece import Total
+from llm_pretrain.parts import local
 
 
 class ScheduleFreePlus(Interpolated, Rule):

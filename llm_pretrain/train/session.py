@@ -12,13 +12,13 @@ from llm_pretrain import atomic
 from llm_pretrain.branch.plan import planned_steps
 from llm_pretrain.checkpoint.store import CheckpointStore, Meta
 from llm_pretrain.checkpoint.verify import latest, verify
+from llm_pretrain.config.layout import passes
 from llm_pretrain.config.optimizer_rules import advice
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.data.loader import Loader
 from llm_pretrain.data.prepare import Prepared, prepare
 from llm_pretrain.engine.build import build_engine
 from llm_pretrain.engine.choices import Settled, settle
-from llm_pretrain.engine.layout import passes
 from llm_pretrain.engine.zero_config import require_deepspeed
 from llm_pretrain.errors import (
     EXIT_CONTINUE,

@@ -12,9 +12,9 @@ from llm_pretrain.bench.profile import dissect, profiled
 from llm_pretrain.bench.step import STEP, UPDATE, Stepper
 from llm_pretrain.bench.trace import Span, Trace, exclusive, innermost
 from llm_pretrain.config.compose import compose
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.engine.base import Engine
 from llm_pretrain.engine.choices import settle
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.world import World
 
 MAIN, AUTOGRAD = 1, 2

@@ -25,7 +25,7 @@ from benchmarks import (
 from benchmarks.engines import Variant
 from benchmarks.result import RATIO, Row, plain, ratios
 from llm_pretrain.config.compose import compose
-from llm_pretrain.engine.layout import Layout
+from llm_pretrain.config.layout import Layout
 
 Main = Callable[[Sequence[str]], None]
 

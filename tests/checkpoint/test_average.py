@@ -13,8 +13,8 @@ from llm_pretrain.checkpoint.average import Mean, fill_mean
 from llm_pretrain.checkpoint.saver import Saver
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.checkpoint.tensors import describe, keys
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.engine.fsdp import FsdpEngine
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.model.transformer import Transformer
 from llm_pretrain.runs import Run
 from llm_pretrain.world import World

@@ -13,7 +13,7 @@ import torch
 from llm_pretrain.checkpoint.planner import PiecePlanner
 from llm_pretrain.checkpoint.saver import Saver
 from llm_pretrain.checkpoint.store import CheckpointStore
-from llm_pretrain.engine.layout import Layout
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.errors import LostRankError, UserError
 from llm_pretrain.world import World
 from tests.checkpoint.states import engine_state, load_engine, meta, save_engine, written, wrong

@@ -13,7 +13,7 @@ from llm_pretrain.checkpoint.planner import PiecePlanner
 from llm_pretrain.checkpoint.saver import Saver
 from llm_pretrain.checkpoint.staging import Stager
 from llm_pretrain.checkpoint.store import CheckpointStore
-from llm_pretrain.engine.layout import Layout
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.world import World
 from tests.checkpoint.states import (
     dcp_tensors,

@@ -13,7 +13,7 @@ from llm_pretrain.checkpoint.saver import Saver
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.checkpoint.tensors import fill, keys
 from llm_pretrain.checkpoint.verify import latest
-from llm_pretrain.engine.layout import Layout
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.errors import DamagedCheckpointError, UserError
 from llm_pretrain.world import World
 from tests.checkpoint.states import meta

@@ -5,7 +5,7 @@ from pathlib import Path
 from llm_pretrain.checkpoint import manifest
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.checkpoint.verify import latest
-from llm_pretrain.engine.layout import Layout
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.errors import DamagedCheckpointError
 from llm_pretrain.world import World
 from tests.checkpoint.states import save_engine, written

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from llm_pretrain.engine.layout import Layout
+from llm_pretrain.config.layout import Layout
 from tests.engine.layouts import LAYOUTS, Fleet, table
 from tests.engine.rules import RULES, configured, losses_of
 from tests.engine.zero import alone

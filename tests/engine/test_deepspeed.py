@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.schema import ModelConfig
 from llm_pretrain.engine.build import build_engine
-from llm_pretrain.engine.layout import Layout
 from tests.engine.zero import (
     ODD,
     SMALL,

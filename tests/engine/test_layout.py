@@ -15,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from llm_pretrain.config.data import DataConfig
 from llm_pretrain.config.engine import EngineConfig
-from llm_pretrain.engine.layout import Layout, passes
+from llm_pretrain.config.layout import Layout, passes
 from llm_pretrain.errors import UserError
 
 factor = st.integers(1, 4)

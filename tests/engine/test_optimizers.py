@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from llm_pretrain.config.compose import override
+from llm_pretrain.config.layout import Layout as Ranks
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine.base import saved_names
 from llm_pretrain.engine.build import build_engine
 from llm_pretrain.engine.fsdp import FsdpEngine
-from llm_pretrain.engine.layout import Layout as Ranks
 from llm_pretrain.model.transformer import Transformer
 from tests.engine.layouts import Fleet, fsdp, zero
 from tests.engine.rules import (

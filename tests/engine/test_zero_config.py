@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from llm_pretrain.config.engine import EngineConfig
+from llm_pretrain.config.layout import check_engine
 from llm_pretrain.config.optimizer import OptimizerConfig
 from llm_pretrain.config.schema import ModelConfig, TrainConfig
-from llm_pretrain.engine.layout import check_engine
 from llm_pretrain.engine.zero_config import require_deepspeed, zero_config
 from llm_pretrain.errors import UserError
 from tests.support import ROOT

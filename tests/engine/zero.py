@@ -10,12 +10,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llm_pretrain.config.data import DataConfig
 from llm_pretrain.config.engine import EngineConfig
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.optimizer import OptimizerConfig
 from llm_pretrain.config.schema import ModelConfig, PrecisionConfig, TrainConfig
 from llm_pretrain.engine import zero_config
 from llm_pretrain.engine.base import Engine, State
 from llm_pretrain.engine.build import build_engine
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.world import World
 
 Values = dict[str, Tensor]

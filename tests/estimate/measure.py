@@ -37,10 +37,10 @@ from torch.utils._pytree import tree_leaves
 
 from llm_pretrain.checkpoint.staging import Stager
 from llm_pretrain.config.compose import compose
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.engine import zero_config
 from llm_pretrain.engine.build import build_engine
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.train.average import averages_of
 from llm_pretrain.world import World
 

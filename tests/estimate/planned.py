@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_pretrain.config.compose import compose
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.estimate.memory import averaged, memory_of
 from llm_pretrain.estimate.trace import Bytes, Trace, trace
 from tests.support import ROOT

@@ -3,8 +3,8 @@
 import pytest
 
 from llm_pretrain.config.compose import compose
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.schema import ModelConfig, TrainConfig
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.estimate.memory import Memory, memory_of
 from llm_pretrain.estimate.trace import trace
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llm_pretrain.engine.layout import Layout
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.estimate.fake import fake_world
 from llm_pretrain.estimate.ledger import Ledger
 from llm_pretrain.optim.adamw import AdamW

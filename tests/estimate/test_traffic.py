@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from llm_pretrain.config.compose import compose
+from llm_pretrain.config.layout import Layout, passes
 from llm_pretrain.config.schema import TrainConfig
-from llm_pretrain.engine.layout import Layout, passes
 from llm_pretrain.estimate.plan import estimate
 from llm_pretrain.estimate.trace import trace
 from llm_pretrain.estimate.traffic import Link, link_of

@@ -13,8 +13,8 @@ from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.checkpoint.tensors import describe, fill, keys
 from llm_pretrain.config.average import AverageSteps, in_steps
 from llm_pretrain.config.compose import compose
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.engine.fsdp import FsdpEngine
-from llm_pretrain.engine.layout import Layout
 from llm_pretrain.errors import UserError
 from llm_pretrain.optim.averaging import Averages, Plain
 from llm_pretrain.schedule.schedule import clock_of

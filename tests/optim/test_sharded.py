@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_pretrain.engine.layout import Layout
+from llm_pretrain.config.layout import Layout
 from tests.optim.sharded import RULES, agree
 from tests.ranks.functions import run
 

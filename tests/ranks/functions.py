@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llm_pretrain.engine.layout import Layout
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.world import World
 
 TIMEOUT = 120

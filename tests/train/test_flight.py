@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_pretrain.engine.layout import Layout
+from llm_pretrain.config.layout import Layout
 from llm_pretrain.train import flight
 from llm_pretrain.world import World
 

@@ -4,6 +4,16 @@ import torch
 from torch.distributed.tensor import DTensor
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a tensor; the same memory."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def whole_value(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole value of a small tensor that may be distributed; every rank calls it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def local_part(value: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
     """What this rank holds of a tensor, and the index in the whole at which it begins."""
     if not isinstance(value, DTensor):
@@ -17,8 +27,8 @@ def local_part(value: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
 
 
 @torch.no_grad()
-def assign(parameter: torch.Tensor, whole: torch.Tensor) -> None:
-    """Copy this rank's part of `whole`, which every rank has, into the parameter."""
-    local, offsets = local_part(parameter)
-    ends = (begin + length for begin, length in zip(offsets, local.shape, strict=True))
-    local.copy_(whole[tuple(map(slice, offsets, ends))])
+def assign(parameter: torch.Tensor, value: torch.Tensor) -> None:
+    """Copy this rank's part of the whole `value`, which every rank has, into the parameter."""
+    part, offsets = local_part(parameter)
+    ends = (begin + length for begin, length in zip(offsets, part.shape, strict=True))
+    part.copy_(value[tuple(map(slice, offsets, ends))])
