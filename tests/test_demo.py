@@ -49,7 +49,8 @@ def fork(zygote: Zygote, line: str, cwd: Path) -> None:
         size, words = int(count), ["train", *words[5:]]
     else:
         assert program == "llm-pretrain", line
-    done = zygote.run(size, words, cwd=cwd)
+    # A study is many runs.
+    done = zygote.run(size, words, cwd=cwd, limit=1800)
     assert not any(done.codes), f"{line}\n{done}"
 
 

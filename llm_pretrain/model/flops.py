@@ -42,22 +42,6 @@ def flops_per_token(config: ModelConfig, sequence_length: int, causal: bool) -> 
     return 3 * forward_flops_per_token(config, sequence_length, causal)
 
 
-def paper_flops_per_sequence(config: ModelConfig, sequence_length: int) -> int:
-    """Training operations per sequence as Haegele et al. (2024) count them in their figures.
-
-    Unlike `flops_per_token`, this takes the embedding for a matrix product and adds 3 operations
-    per score for the softmax; attention is not halved. The paper sets V = 50257, the vocabulary
-    before padding, so pass a config with that `vocab_size` to get its numbers.
-    """
-    d, queries, keys = _widths(config)
-    s = sequence_length
-    embedding_and_head = 2 * (2 * s * config.vocab_size * d)
-    projections = 2 * s * d * (queries + 2 * keys) + 2 * s * queries * d
-    attention = 4 * s * s * queries + 3 * config.heads * s * s
-    ffn = 2 * s * 3 * d * config.ffn
-    return 3 * (embedding_and_head + config.layers * (projections + attention + ffn))
-
-
 def _widths(config: ModelConfig) -> tuple[int, int, int]:
     """Sizes of the residual stream, of all queries, and of all keys (or values)."""
     return config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim

@@ -10,11 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from llm_pretrain.config.schema import ModelConfig
-from llm_pretrain.model.flops import (
-    flops_per_token,
-    forward_flops_per_token,
-    paper_flops_per_sequence,
-)
+from llm_pretrain.model.flops import flops_per_token, forward_flops_per_token
 from llm_pretrain.model.transformer import Transformer
 
 SMALL = ModelConfig(
@@ -29,6 +25,22 @@ CONFIGS = {
     "wide heads": replace(SMALL, head_dim=14),
     "deep": replace(SMALL, layers=5, ffn=8),
 }
+
+
+def paper_flops_per_sequence(config: ModelConfig, sequence_length: int) -> int:
+    """Training operations per sequence as Haegele et al. (2024) count them in their figures.
+
+    Unlike `flops_per_token`, this takes the embedding for a matrix product and adds 3 operations
+    per score for the softmax; attention is not halved. The paper sets V = 50257, the vocabulary
+    before padding, so pass a config with that `vocab_size` to get its numbers.
+    """
+    d, s = config.width, sequence_length
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    embedding_and_head = 2 * (2 * s * config.vocab_size * d)
+    projections = 2 * s * d * (queries + 2 * keys) + 2 * s * queries * d
+    attention = 4 * s * s * queries + 3 * config.heads * s * s
+    ffn = 2 * s * 3 * d * config.ffn
+    return 3 * (embedding_and_head + config.layers * (projections + attention + ffn))
 
 
 def paper(width: int, layers: int, heads: int, ffn: int) -> ModelConfig:

@@ -66,18 +66,19 @@ class Zygote:
         hit: Hit | None = None,
         kill: tuple[int, float] | None = None,
         cwd: Path = ROOT,
+        limit: float = TIMEOUT,
     ) -> Done:
         """Run `llm-pretrain` commands one after the other on `size` ranks, in the folder `cwd`.
 
-        `kill`: a rank, and the seconds after which it is killed. With size 1 the process is on its
-        own, without the variables of torchrun.
+        `limit`: seconds after which the ranks are killed; `kill`: a rank, and the seconds after
+        which that one is. With size 1 the process is on its own, without the variables of torchrun.
         """
         self._count += 1
         log = str(self._logs / f"{self._count}")
         victim = dataclasses.asdict(hit) if hit else None
         request = {"commands": commands, "size": size, "log": log, "hit": victim, "cwd": str(cwd)}
         pids = self._exchange(request)
-        timers = [threading.Timer(TIMEOUT, _kill, pids)]
+        timers = [threading.Timer(limit, _kill, pids)]
         if kill is not None:
             timers.append(threading.Timer(kill[1], _kill, [pids[kill[0]]]))
         for timer in timers:
