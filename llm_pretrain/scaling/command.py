@@ -15,7 +15,7 @@ from llm_pretrain.errors import EXIT_OK, UserError, did_you_mean, writing
 from llm_pretrain.reanalyse.words import SOURCE
 from llm_pretrain.records import now
 from llm_pretrain.scaling import words
-from llm_pretrain.scaling.compare import Comparison, compare
+from llm_pretrain.scaling.compare import SHARE, Comparison, compare
 from llm_pretrain.scaling.counting import Counting
 from llm_pretrain.scaling.laws import Laws, fit_or_reason
 from llm_pretrain.scaling.points import Point
@@ -99,24 +99,26 @@ def _compare(asked: _Asked) -> int:
     if asked.budgets:
         raise UserError("--budget: of `laws fit`")
     table = _read(asked)
-    found = compare(table.points, table.excluded)
+    # Only of the published runs is it known that all cooldowns have one share.
+    share = SHARE if table.published else None
+    found = compare(table.points, table.excluded, share=share)
     said = _said(table, asked.counting)
     if asked.page:
         from llm_pretrain.scaling.findings import render  # noqa: PLC0415  (plotly, as above)
 
         name = ", ".join(path.name for path in asked.paths)
         with writing("--out", asked.page):
-            atomic.write_text(asked.page, render(found, name, said, now()))
+            atomic.write_text(asked.page, render(found, name, [*_source(table), *said], now()))
     if asked.figure:
         from llm_pretrain.scaling.figure import draw  # noqa: PLC0415  (matplotlib)
 
         with writing("--figure", asked.figure):
             draw(found, asked.figure)
     if asked.as_json:
-        source = [SOURCE] if table.published else []
-        write(json.dumps({"source": source, "counting": said, **asdict(found)}, indent=1) + "\n")
+        data = {"source": _source(table), "counting": said, **asdict(found)}
+        write(json.dumps(data, indent=1) + "\n")
     else:
-        _show(found, said, asked)
+        _show(found, [*_source(table), *said], asked)
     return EXIT_OK
 
 
@@ -137,7 +139,7 @@ def _show(found: Comparison, said: Sequence[str], asked: _Asked) -> None:
         for one in found.held:
             grid.add_row(*findings.held_row(one))
         screen.print(grid)
-        left = [f"Left out: {len(found.excluded)} runs; --json and --out name each with its reason"]
+        left = words.grouped(found.excluded)
         for text in [*findings.paragraphs(found), *said, words.INTERVALS, *left]:
             screen.print(text, highlight=False, markup=False, soft_wrap=True)
     write(captured.get() + "".join(f"{path}\n" for path in (asked.page, asked.figure) if path))
@@ -159,11 +161,16 @@ def _read(asked: _Asked) -> Table:
     return table
 
 
+def _source(table: Table) -> list[str]:
+    """Where the results are from, if that is known."""
+    return [SOURCE] if table.published else []
+
+
 def _said(table: Table, counting: Counting) -> list[str]:
-    """What N and C count."""
+    """What N and C count, and what else a reader must know of the files."""
     if not table.published:
         flops = "the column flops" if table.counted else "6 N D, as there is no column flops"
-        return [f"N: the column params. C: {flops}."]
+        return [f"N: the column params. C: {flops}.", *table.notes]
     return [
         f"{counting} Averages: measured on 32 batches, 0.0355 nats added for the difference to the "
         "whole validation set."

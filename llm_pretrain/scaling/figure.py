@@ -15,8 +15,11 @@ _MARKS = {COOLDOWN: "o", COSINE: "s", AVERAGE: "^"}
 
 
 def draw(found: Comparison, path: Path) -> None:
-    """Losses with the fitted laws on the left, the held out size on the right. Raises OSError."""
+    """Losses with the fitted laws, and on the right the held out size. Raises OSError."""
     with drawn(path, 9.0, 3.8) as figure:
+        if not found.held:
+            _laws(figure.subplots(), found)
+            return
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         _laws(left, found)
         _held(right, found)

@@ -5,14 +5,14 @@ import statistics
 from collections.abc import Sequence
 
 from llm_pretrain import __version__
-from llm_pretrain.reanalyse.words import SOURCE
 from llm_pretrain.report import html as parts
 from llm_pretrain.report.tables import Column, table
 from llm_pretrain.report.words import plural, signed
 from llm_pretrain.scaling import words
-from llm_pretrain.scaling.compare import Comparison, Held
+from llm_pretrain.scaling.compare import SHARE, Comparison, Held, smaller
 from llm_pretrain.scaling.laws import Laws
 from llm_pretrain.scaling.page import section
+from llm_pretrain.scaling.parametric import lacking
 
 
 def agreement(found: Comparison) -> str:
@@ -27,6 +27,8 @@ def agreement(found: Comparison) -> str:
         said += f"The two laws differ, by more than the intervals allow, in {', '.join(away)}. "
     else:
         said += "Nothing in the two laws differs by more than its interval allows. "
+    if found.shared is None:
+        return f"{said}A law leaves no residuals, so these cannot be compared."
     return (
         f"{said}The residuals of the two correlate by {found.shared:.2f}: the nearer to 1, the "
         "more of them is the form's error on the same models and not noise of the runs, the wider "
@@ -37,8 +39,12 @@ def agreement(found: Comparison) -> str:
 def held(found: Comparison) -> list[str]:
     """How well the smaller sizes predict the largest, a sentence a source."""
     sentences = []
-    for source in found.laws:
+    for source, laws in found.laws.items():
         own = [one for one in found.held if one.source == source]
+        if not own:
+            missing = lacking(smaller(laws.points))
+            sentences.append(f"{source}: no law of the smaller sizes: it {missing}.")
+            continue
         errors = [one.predicted.value - one.measured for one in own]
         mean = statistics.fmean(abs(error) for error in errors)
         sentences.append(
@@ -51,12 +57,17 @@ def held(found: Comparison) -> list[str]:
 
 def reuse(found: Comparison) -> str:
     """What the same results cost in both ways."""
+    if not found.reuse:
+        return (
+            "What reuse saves is not said: the table does not say how long the cooldowns were, nor "
+            "which came from one trunk."
+        )
     reused, scratch = (sum(getattr(r, n) for r in found.reuse) for n in ("reused", "scratch"))
     results = sum(one.results for one in found.reuse)
     ratios = [one.ratio for one in found.reuse]
     return (
         f"FLOPs for the same {results} results: {scratch:.4g} from scratch, {reused:.4g} with "
-        f"cooldowns of the last 20% from one trunk a size: {reused / scratch:.3f} of it "
+        f"cooldowns of the last {SHARE:.0%} from one trunk a size: {reused / scratch:.3f} of it "
         f"({min(ratios):.3f} to {max(ratios):.3f} by size)."
     )
 
@@ -100,14 +111,15 @@ def paragraphs(found: Comparison) -> list[str]:
 
 
 def render(found: Comparison, name: str, said: Sequence[str], made: str) -> str:
-    """The page; `name` is the file that was read, `said` what N and C count, `made` the time."""
+    """The page; `name` is the file that was read, `said` the source where it is known and what N
+    and C count, `made` the time."""
     first = [Column("parameter"), *(Column(title, "number") for title in titles(found))]
     second = [Column("cosine less cooldown"), Column("95%", "number"), Column("zero inside")]
     heads = ("tokens", "measured", "predicted (95%)", "predicted less measured")
     third = [Column("source"), *(Column(title, "number") for title in heads)]
     body = [
         f"<h1>Scaling laws of {html.escape(name)}, compared</h1>",
-        *map(parts.paragraph, [SOURCE, *said]),
+        *map(parts.paragraph, said),
         parts.section(
             "agree",
             "Cooldowns and cosines",
@@ -126,7 +138,7 @@ def render(found: Comparison, name: str, said: Sequence[str], made: str) -> str:
             section(law, law.points, name=f"law-{i}", title=f"Law of {title}")
             for i, (title, law) in enumerate(_columns(found))
         ),
-        *(parts.paragraph(text, "note") for text in words.excluded(found.excluded)),
+        *(parts.paragraph(text, "note") for text in words.grouped(found.excluded)),
         parts.paragraph(f"Made {made} by llm-pretrain {__version__}.", "note"),
     ]
     return parts.document(f"Scaling laws: {name}", body)

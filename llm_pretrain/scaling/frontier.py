@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from llm_pretrain.scaling.estimate import Estimate
+from llm_pretrain.scaling.interval import Estimate
 from llm_pretrain.scaling.points import Point
 from llm_pretrain.scaling.solve import Array
 

@@ -1,6 +1,6 @@
 """All laws that a set of results allows, and the best size and length for a budget."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -8,25 +8,25 @@ from typing import Literal
 import numpy as np
 
 from llm_pretrain.errors import UserError
-from llm_pretrain.scaling.estimate import Estimate
 from llm_pretrain.scaling.frontier import Frontier, Lines, envelope, isoflop
+from llm_pretrain.scaling.interval import Estimate
 from llm_pretrain.scaling.leave import LeftOut, leave_out, leave_out_lengths
 from llm_pretrain.scaling.parametric import (
     Fitted,
     Parametric,
     TokensOnly,
+    enough_lengths,
     lacking,
     parametric,
     predict,
     tokens_only,
 )
-from llm_pretrain.scaling.points import Excluded, Point, sift
+from llm_pretrain.scaling.points import Excluded, Point
+from llm_pretrain.scaling.sift import by_size, sift
 from llm_pretrain.scaling.solve import Array
 
 DRAWS = 400
 Method = Literal["parametric", "envelope", "isoflop"]
-Progress = Callable[[int, int], None]
-_STAGES = 2
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Optimum:
     """Only the parametric law knows one."""
     beyond: float
     """The budget over that of the most expensive run; above 1 this extrapolates."""
+    loose: tuple[str, ...] = ()
+    """Parameters of the law behind it that the points do not hold."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Laws:
             why = "; ".join(self.notes) or "it was not fitted"
             raise UserError(f"budget: no {method} law to answer with: {why}")
         beyond = float(flops / max(p.flops for p in self.points))
-        found = _fits(self.points, self.draws, self.seed)
+        found = fits(self.points, self.draws, self.seed)
         if method == "parametric":
             return _parametric_optimum(self, found.law[1], flops, beyond)
         lines = found.envelope if method == "envelope" else found.isoflop
@@ -109,37 +111,41 @@ def fit(
     *,
     draws: int = DRAWS,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> Laws:
     """All laws that `points` allow, of one source, with intervals from `draws` draws.
 
-    `seed`: of the draws. `progress`: called with how many of how many stages are done. Raises
-    UserError when there are too few points for any law.
+    `seed`: of the draws. Raises UserError when there are too few points for any law.
     """
-    tell = progress or (lambda done, count: None)
     kept, excluded = sift(points)
+    return fit_sifted(kept, excluded, draws=draws, seed=seed)
+
+
+def fit_sifted(
+    kept: Sequence[Point],
+    excluded: Sequence[Excluded],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Laws:
+    """The same for points that have been sifted, and those that were left out."""
     missing = lacking(kept)
     if missing:
-        found = _in_tokens(kept, excluded, draws, seed)
-        tell(_STAGES, _STAGES)
-        return found
-    fits = _fits(tuple(kept), draws, seed)
-    tell(1, _STAGES)
-    left_out, unleft = leave_out(kept, fits.law[1].best)
-    tell(_STAGES, _STAGES)
-    parts = (fits.envelope, fits.isoflop)
+        return _in_tokens(kept, excluded, draws, seed)
+    found = fits(tuple(kept), draws, seed)
+    left_out, unleft = leave_out(kept, found.law[1].best)
+    parts = (found.envelope, found.isoflop)
     frontiers = [None if isinstance(part, str) else part[0] for part in parts]
     notes = [part for part in parts if isinstance(part, str)]
     return Laws(
         points=tuple(kept),
         excluded=tuple(excluded),
-        parametric=fits.law[0],
+        parametric=found.law[0],
         tokens_only=(),
         envelope=frontiers[0],
         isoflop=frontiers[1],
         cost=cost_of(kept),
         left_out=tuple(left_out),
-        notes=(*notes, *unleft, *_cautions(kept, fits.law[0])),
+        notes=(*notes, *unleft, *_cautions(kept, draws, found.law[0])),
         draws=draws,
         seed=seed,
     )
@@ -153,9 +159,9 @@ def fit_or_reason(points: Sequence[Point]) -> Laws | str:
         return str(error)
 
 
-def _in_tokens(kept: list[Point], excluded: list[Excluded], draws: int, seed: int) -> Laws:
+def _in_tokens(kept: Sequence[Point], excluded: Sequence[Excluded], draws: int, seed: int) -> Laws:
     """Laws in tokens of single sizes, where more is not possible. Raises UserError."""
-    single = [tokens_only(own, draws, seed) for own in _by_size(kept)]
+    single = [tokens_only(own, draws, seed) for own in by_size(kept)]
     notes = [f"no law in size and tokens: it {lacking(kept)}"]
     notes += [law for law in single if isinstance(law, str)]
     found = tuple(law for law in single if not isinstance(law, str))
@@ -163,6 +169,7 @@ def _in_tokens(kept: list[Point], excluded: list[Excluded], draws: int, seed: in
         left = "".join(f"\n  left out: {one.run}: {one.reason}" for one in excluded)
         raise UserError(f"too few points for a law ({len(kept)} usable): {'; '.join(notes)}{left}")
     notes.append("no envelope and no IsoFLOP parabolas: as for a law in size and tokens")
+    left_out = [leave_out_lengths(own) for own in by_size(kept) if enough_lengths(own)]
     return Laws(
         points=tuple(kept),
         excluded=tuple(excluded),
@@ -171,8 +178,12 @@ def _in_tokens(kept: list[Point], excluded: list[Excluded], draws: int, seed: in
         envelope=None,
         isoflop=None,
         cost=cost_of(kept),
-        left_out=tuple(one for own in _by_size(kept) for one in leave_out_lengths(own)),
-        notes=(*notes, *_cautions(kept, *found)),
+        left_out=tuple(one for own, _ in left_out for one in own),
+        notes=(
+            *notes,
+            *(note for _, own in left_out for note in own),
+            *_cautions(kept, draws, *found),
+        ),
         draws=draws,
         seed=seed,
     )
@@ -206,7 +217,8 @@ def _parametric_optimum(laws: Laws, fitted: Fitted, flops: float, beyond: float)
     sizes, tokens = closed_form(theta, laws.cost, flops)
     losses = predict(theta, sizes, tokens)
     ends = [Estimate.of(value[0], value[1:]) for value in (sizes, tokens, losses)]
-    return Optimum(flops, "parametric", ends[0], ends[1], ends[2], beyond)
+    loose = laws.parametric.loose if laws.parametric else ()
+    return Optimum(flops, "parametric", ends[0], ends[1], ends[2], beyond, loose)
 
 
 def _on_line(frontier: Frontier, lines: Lines, flops: float) -> Array:
@@ -220,7 +232,7 @@ def _on_line(frontier: Frontier, lines: Lines, flops: float) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class _Fits:
+class Fits:
     """What is costly, with its draws."""
 
     law: tuple[Parametric, Fitted]
@@ -229,26 +241,20 @@ class _Fits:
 
 
 @lru_cache(maxsize=16)
-def _fits(points: tuple[Point, ...], draws: int, seed: int) -> _Fits:
+def fits(points: tuple[Point, ...], draws: int, seed: int) -> Fits:
     """A budget asked later needs the draws again, which are too many to keep with the laws."""
     law = parametric(points, draws, seed)
     errors = law[1].errors
-    return _Fits(law, envelope(points, errors), isoflop(points, errors))
+    return Fits(law, envelope(points, errors), isoflop(points, errors))
 
 
-def _by_size(points: Sequence[Point]) -> list[list[Point]]:
-    """Points of each number of parameters, smallest first."""
-    sizes = sorted({p.params for p in points})
-    return [[p for p in points if p.params == size] for size in sizes]
-
-
-def _cautions(points: Sequence[Point], *fitted: Parametric | TokensOnly) -> list[str]:
+def _cautions(points: Sequence[Point], draws: int, *fitted: Parametric | TokensOnly) -> list[str]:
     """What a reader must know of the fits."""
     said = []
     sources = sorted({p.source for p in points})
     if len(sources) > 1:
         said.append(f"one law for results of different sources: {', '.join(sources)}")
-    loose = sorted({name for law in fitted for name in law.loose})
-    if loose:
-        said.append(f"at the edge of the search, so not held by these points: {', '.join(loose)}")
+    unsettled = sum(law.unsettled for law in fitted)
+    if unsettled:
+        said.append(f"the fit to {unsettled} of {draws * len(fitted)} draws had not come to rest")
     return said

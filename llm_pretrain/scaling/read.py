@@ -16,7 +16,7 @@ from llm_pretrain.scaling.paper import points_of
 from llm_pretrain.scaling.points import Excluded, Point
 
 _NEEDED = ("params", "tokens", "loss")
-_OPTIONAL = ("flops", "source", "run", "size", "seed", "group")
+_OPTIONAL = ("flops", "source", "run", "size", "seed")
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _LEAST = {"params": 1e3, "tokens": 1e4}
 """Fewer can only be a count in other units, as 124 for 124M."""
@@ -32,13 +32,16 @@ class Table:
     """Whether all are in the format of the published runs, which knows what N and C count."""
     counted: bool
     """Whether the FLOPs were given or counted; else they are 6 N D."""
+    notes: tuple[str, ...] = ()
+    """Rows that are equal in everything."""
 
 
 def read(paths: Sequence[Path], counting: Counting) -> Table:
     """All points of all files. Raises UserError that names file, row and what is wrong."""
     points: list[Point] = []
     excluded: list[Excluded] = []
-    published, counted = [], []
+    published, counted, notes = [], [], []
+    _check_paths(paths)
     for path in paths:
         rows = _rows(path)
         published.append(_is_published(rows))
@@ -50,20 +53,43 @@ def read(paths: Sequence[Path], counting: Counting) -> Table:
         else:
             _check_columns(rows, path)
             points += [_point(row, f"{path}: row {i}", i) for i, row in enumerate(rows, 1)]
+            notes += _repeated(rows, path)
             counted.append(all(row.get("flops") not in (None, "") for row in rows))
     if len(set(counted)) > 1:
         raise UserError("flops: given for some of the files or rows only; give all or none")
-    return Table(tuple(points), tuple(excluded), all(published), all(counted))
+    return Table(tuple(points), tuple(excluded), all(published), all(counted), tuple(notes))
+
+
+def _check_paths(paths: Sequence[Path]) -> None:
+    """The same runs twice would count as new ones. Raises UserError."""
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        first = seen.setdefault(path.resolve(), path)
+        if first is not path:
+            raise UserError(f"{path}: given twice (as {first}); name each file once")
+
+
+def _repeated(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
+    """Rows that say the same as an earlier one, in words."""
+    seen: dict[str, int] = {}
+    notes = []
+    for i, row in enumerate(rows, 1):
+        first = seen.setdefault(json.dumps(row, sort_keys=True), i)
+        if first != i:
+            notes.append(
+                f"{path.name}: row {i} is equal to row {first} and counts as one more result."
+            )
+    return notes
 
 
 def _rows(path: Path) -> list[Mapping[str, Any]]:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # as spreadsheets write it
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({reason})") from error
     if path.suffix.lower() == ".csv":
-        rows: Any = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
+        rows: Any = _csv_rows(path, text)
     else:
         try:
             rows = json.loads(text)
@@ -73,6 +99,31 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
     if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) for r in rows):
         raise UserError(f"{path}: needs rows with the columns {', '.join(_NEEDED)}")
     return rows
+
+
+def _csv_rows(path: Path, text: str) -> list[dict[str, str]]:
+    """Rows by column. Raises UserError for those that have more or fewer cells than the first."""
+    try:
+        lines = [
+            line
+            for line in csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+            if line
+        ]
+    except csv.Error as error:
+        raise UserError(f"{path}: no table with commas ({error})") from error
+    if not lines:
+        return []
+    names, *rows = lines
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(f"{path}: column {', '.join(repeated)} twice; name each once")
+    for i, row in enumerate(rows, 1):
+        if len(row) != len(names):
+            raise UserError(
+                f"{path}: row {i} has {len(row)} cells and the first line has {len(names)}: "
+                f"{', '.join(names)}"
+            )
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _is_published(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -99,11 +150,6 @@ def _check_columns(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def _point(row: Mapping[str, Any], where: str, i: int) -> Point:
     params, tokens = (_count(row, name, where) for name in ("params", "tokens"))
     flops = row.get("flops")
-    seed = row.get("seed") or row.get("group") or 0
-    try:
-        seed = int(seed)
-    except ValueError as error:
-        raise UserError(f"{where}: seed: '{seed}' is no whole number") from error
     return Point(
         run=str(row.get("run") or f"row {i}"),
         size=str(row.get("size") or f"{params / 1e6:.4g}M"),
@@ -112,8 +158,20 @@ def _point(row: Mapping[str, Any], where: str, i: int) -> Point:
         loss=_number(row, "loss", where),
         flops=6 * params * tokens if flops in (None, "") else _number(row, "flops", where),
         source=str(row.get("source") or "runs"),
-        seed=seed,
+        seed=_seed(row, where),
     )
+
+
+def _seed(row: Mapping[str, Any], where: str) -> int:
+    value = row.get("seed")
+    if value is None or value == "":
+        return 0
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        return int(str(value))
+    except ValueError as error:
+        raise UserError(f"{where}: seed: '{value}' is no whole number") from error
 
 
 def _count(row: Mapping[str, Any], name: str, where: str) -> float:

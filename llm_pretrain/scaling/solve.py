@@ -1,32 +1,47 @@
-"""Robust fits of sums of power laws to logarithms of losses, many at a time."""
+"""Robust fits of sums of power laws to logarithms of losses, many at a time.
+
+L = E + sum over t of exp(c_t - g_t x_t), for the logarithms x_t of size and tokens. What these
+runs know well is the level and the slope at their centre; how much of the level is E, and how fast
+the slopes fade, is a long curved valley in (c, E, g). The search goes along other coordinates,
+(E, ln s_t, p_t) with p = 1 / g and s the slope at the centre, in which the valley is straight:
+L = E + sum of s_t p_t exp(-x_t / p_t). A search along the valley's bends stops too early, and the
+intervals of E and A come out too narrow.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from llm_pretrain.scaling import steps
+
 Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+Signs = npt.NDArray[np.int_]
 DELTA = 1e-3
 """Of the Huber loss on ln L, as Hoffmann et al. (2022) have it: beyond it errors count linearly."""
 EXPONENTS = 0.01, 3.0
 """What exponents are sought between."""
 FLOOR = 1e-3
 """The lowest E, as a share of the lowest loss."""
-_STEPS = 400
-_TOLERANCE = 1e-12
+_LIMIT = 2000
+"""Of steps. Some 40 are needed on average."""
+_TOLERANCE = 1e-9
 """Of the Huber sum, relative: the sum is not averaged over the points, and the search goes on until
 it stands still (Besiroglu et al. 2024 found that an early stop distorted the published fit)."""
+_STILL = 4
+"""So many steps in a row that gain less than the tolerance are the end."""
+_NOTHING = 1e-24
+"""A Huber sum that is zero but for rounding."""
 _GRID = np.geomspace(0.05, 1.5, 18)
 _STARTS = 24
-_FEW = 4
+_FAR = 0.07, 0.8
+"""Exponents of the starts that draws and parts have beside the best fit."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """ln L = ln(E + sum over t of exp(c_t - g_t x_t)), for terms t with known x_t.
-
-    Parameters are (c_1..c_T, ln E, g_1..g_T). The x are centred here, which keeps c and g apart.
-    """
+    """The variables, and the coordinates (E, ln s_1..ln s_T, p_1..p_T) of the search."""
 
     x: Array
     """Centred ln of the variables, shape (T, n)."""
@@ -40,41 +55,67 @@ class Problem:
         """From positive variables, shape (T, n), and losses, shape (n,)."""
         logs = np.log(variables)
         centre = logs.mean(axis=1)
-        terms, top = len(logs), float(np.log(losses).max())
-        low = float(np.log(losses).min())
-        lower = [low - 16.0] * terms + [low + np.log(FLOOR)] + [EXPONENTS[0]] * terms
-        upper = [top + 2.0] * terms + [top] + [EXPONENTS[1]] * terms
+        terms, low, high = len(logs), float(losses.min()), float(losses.max())
+        slopes = np.log(low) - 20.0, np.log(high) + 4.0
+        lower = [FLOOR * low] + [slopes[0]] * terms + [1 / EXPONENTS[1]] * terms
+        upper = [high] + [slopes[1]] * terms + [1 / EXPONENTS[0]] * terms
         return cls(logs - centre[:, None], centre, np.array(lower), np.array(upper))
 
-    def predict(self, theta: Array) -> tuple[Array, Array]:
-        """Logarithms of losses, shape (S, n), of S sets of parameters, and the terms' shares."""
+    def parts(self, at: Array) -> tuple[Array, Array]:
+        """The terms at (S, 2T + 1) coordinates, and x / p of each; both of shape (S, T, n)."""
         terms = len(self.x)
-        parts = np.empty((len(theta), terms + 1, self.x.shape[1]))
-        parts[:, :terms] = theta[:, :terms, None] - theta[:, terms + 1 :, None] * self.x
-        parts[:, terms] = theta[:, terms, None]
-        top = parts.max(axis=1, keepdims=True)
-        shares = np.exp(parts - top)
-        total = shares.sum(axis=1, keepdims=True)
-        return (top + np.log(total))[:, 0], shares / total
+        reach = at[:, terms + 1 :, None]
+        faded = self.x / reach
+        return np.exp(at[:, 1 : terms + 1, None] - faded) * reach, faded
 
-    def slopes(self, shares: Array) -> Array:
-        """Derivatives of the logarithms of losses by the parameters, shape (S, n, 2T + 1)."""
-        by_exponent = -shares[:, :-1] * self.x
-        return np.concatenate([shares, by_exponent], axis=1).transpose(0, 2, 1)
+    def predict(self, at: Array) -> Array:
+        """Logarithms of losses, shape (S, n)."""
+        return np.asarray(np.log(at[:, :1] + self.parts(at)[0].sum(axis=1)))
 
-    def centred(self, theta: Array) -> Array:
-        """Parameters, shape (2T + 1,), of `original` for the centred variables here."""
+    def inside(self, at: Array) -> Array:
+        """Coordinates within the bounds; those at one but for rounding are at it."""
+        room = 1e-9 * (self.upper - self.lower)
+        at = np.where(at < self.lower + room, self.lower, at)
+        return np.where(at > self.upper - room, self.upper, at)
+
+    def coordinates(self, theta: Array) -> Array:
+        """Of parameters (c, ln E, g), shape (S, 2T + 1), that go with variables not centred."""
         terms = len(self.x)
-        found = theta.copy()
-        found[:terms] -= theta[terms + 1 :] * self.centre
-        return found
+        exponents = theta[:, terms + 1 :]
+        slopes = theta[:, :terms] - exponents * self.centre + np.log(exponents)
+        level = np.exp(theta[:, terms : terms + 1])
+        return self.inside(np.concatenate([level, slopes, 1 / exponents], axis=1))
 
-    def original(self, theta: Array) -> Array:
-        """Parameters for variables that are not centred."""
+    def parameters(self, at: Array) -> Array:
+        """(c, ln E, g) for variables that are not centred."""
         terms = len(self.x)
-        found = theta.copy()
-        found[:, :terms] += theta[:, terms + 1 :] * self.centre
-        return found
+        exponents = 1 / at[:, terms + 1 :]
+        factors = at[:, 1 : terms + 1] - np.log(exponents) + exponents * self.centre
+        return np.concatenate([factors, np.log(at[:, :1]), exponents], axis=1)
+
+    def edges(self, at: Array) -> Signs:
+        """For each of (c, ln E, g) -1 or 1 where it is at the lower or upper bound, else 0.
+
+        A factor whose exponent is at a bound is as little held as that.
+        """
+        terms = len(self.x)
+        signs = (at >= self.upper).astype(int) - (at <= self.lower)
+        exponents = -signs[:, terms + 1 :]
+        slopes = signs[:, 1 : terms + 1]
+        factors = np.where(slopes != 0, slopes, exponents)
+        return np.concatenate([factors, signs[:, :1], exponents], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """Parameters that were found, a row a fit."""
+
+    theta: Array
+    """(c_1..c_T, ln E, g_1..g_T), shape (S, 2T + 1)."""
+    edge: Signs
+    """-1 or 1 where the search ended at its lower or upper bound, else 0; shape of `theta`."""
+    settled: Flags
+    """Whether the search came to rest, shape (S,)."""
 
 
 def huber(residuals: Array, counted: Array | float = 1.0) -> Array:
@@ -84,110 +125,96 @@ def huber(residuals: Array, counted: Array | float = 1.0) -> Array:
     return np.asarray((counted * each).sum(axis=-1))
 
 
-def fit(variables: Array, losses: Array) -> Array:
-    """The best of many starts: parameters (c, ln E, g), shape (2T + 1,)."""
-    problem, target = Problem.of(variables, losses), np.log(losses)
-    starts = _starts(problem, losses, _STARTS)
-    found = descend(problem, np.broadcast_to(target, (len(starts), len(target))), starts)
-    sums = huber(problem.predict(found)[0] - target)
-    return np.asarray(problem.original(found[[int(np.argmin(sums))]])[0])
+def fit(variables: Array, losses: Array) -> Solved:
+    """The best of many starts, one row."""
+    problem = Problem.of(variables, losses)
+    starts = _starts(problem, losses)
+    order = np.argsort(huber(problem.predict(starts) - np.log(losses)), kind="stable")
+    every = np.ones((1, len(losses)))
+    return _best(problem, np.log(losses)[None], every, starts[order[:_STARTS]])
 
 
-def fit_without(variables: Array, losses: Array, best: Array, kept: Array) -> Array:
-    """Fits to parts of the points: `kept` is 1 or 0, shape (M, n). Returns shape (M, 2T + 1).
-
-    The fit to all points, `best`, and a few more starts are enough, as the parts are nearly all.
-    """
-    problem, target = Problem.of(variables, losses), np.log(losses)
-    starts = np.concatenate([problem.centred(best)[None], _starts(problem, losses, _FEW)])
-    parts = np.repeat(kept, len(starts), axis=0)
-    targets = np.broadcast_to(target, parts.shape)
-    found = descend(problem, targets, np.tile(starts, (len(kept), 1)), parts)
-    sums = huber(problem.predict(found)[0] - target, parts).reshape(len(kept), len(starts))
-    rows = np.arange(len(kept)) * len(starts) + sums.argmin(axis=1)
-    return problem.original(found[rows])
+def fit_without(variables: Array, losses: Array, best: Array, kept: Array) -> Solved:
+    """Fits to parts of the points: `kept` is 1 or 0, shape (M, n). `best`: of the fit to all."""
+    problem = Problem.of(variables, losses)
+    target = np.broadcast_to(np.log(losses), kept.shape)
+    return _best(problem, target, kept, _few(problem, losses, best))
 
 
-def refit(variables: Array, losses: Array, drawn: Array, best: Array) -> Array:
-    """Fits to other logarithms of losses at the same points, from the best fit to `losses`.
+def refit(variables: Array, losses: Array, drawn: Array, best: Array) -> Solved:
+    """Fits to other logarithms of losses at the same points, shape (R, n).
 
-    `drawn`: shape (R, n). Returns parameters, shape (R, 2T + 1).
+    `best`: parameters of the fit to `losses`.
     """
     problem = Problem.of(variables, losses)
-    start = np.tile(problem.centred(best), (len(drawn), 1))
-    return problem.original(descend(problem, drawn, start))
+    return _best(problem, drawn, np.ones_like(drawn), _few(problem, losses, best))
 
 
-def descend(problem: Problem, target: Array, theta: Array, counted: Array | None = None) -> Array:
-    """Levenberg and Marquardt's steps on the Huber sum, for every row on its own.
+def _best(problem: Problem, target: Array, counted: Array, starts: Array) -> Solved:
+    """From every start to every row of `target` and `counted`; the lowest for each row."""
+    rows, count = len(target), len(starts)
+    targets, weights = np.repeat(target, count, axis=0), np.repeat(counted, count, axis=0)
+    found, settled = descend(problem, targets, np.tile(starts, (rows, 1)), weights)
+    sums = huber(problem.predict(found) - targets, weights).reshape(rows, count)
+    chosen = np.arange(rows) * count + sums.argmin(axis=1)
+    found = found[chosen]
+    return Solved(problem.parameters(found), problem.edges(found), settled[chosen])
 
-    `target`: shape (S, n); `theta`: shape (S, 2T + 1), where to begin; `counted`: shape (S, n), how
-    often each point counts, once by default.
+
+def descend(
+    problem: Problem, target: Array, at: Array, counted: Array | None = None
+) -> tuple[Array, Flags]:
+    """Damped Newton steps on the Huber sum, for every row on its own, within the bounds.
+
+    `target`: shape (S, n); `at`: coordinates to begin from, shape (S, 2T + 1); `counted`: shape
+    (S, n), how often each point counts, once by default. Returns coordinates, and which rows came
+    to rest.
     """
     counted = np.ones_like(target) if counted is None else counted
-    theta = np.clip(theta, problem.lower, problem.upper)
-    damping = np.full(len(theta), 1e-3)
-    still = np.zeros(len(theta), dtype=int)
-    live = np.arange(len(theta))
-    fitted, shares = problem.predict(theta)
-    sums = huber(fitted - target, counted)
-    for _ in range(_STEPS):
-        error = fitted[live] - target[live]
-        weights = counted[live] / np.maximum(np.abs(error) / DELTA, 1)
-        system = _system(problem, theta[live], error, weights, shares[live])
-        step = _step(*system, damping[live])
-        tried = np.clip(theta[live] + step, problem.lower, problem.upper)
-        new_fitted, new_shares = problem.predict(tried)
-        new_sums = huber(new_fitted - target[live], counted[live])
-        better = new_sums < sums[live]
-        gained = sums[live] - new_sums
-        small = ~better | (gained <= _TOLERANCE * sums[live])
-        moved = live[better]
-        theta[moved], sums[moved] = tried[better], new_sums[better]
-        fitted[moved], shares[moved] = new_fitted[better], new_shares[better]
-        damping[live] = np.clip(np.where(better, damping[live] / 5, damping[live] * 4), 1e-12, 1e8)
-        still[live] = np.where(small, still[live] + 1, 0)
-        # A step that fails is tried again with more damping before it counts as the end.
-        live = live[(still[live] < 8) & (sums[live] > 0)]
+    at = problem.inside(at)
+    damping, still = np.full(len(at), 1e-3), np.zeros(len(at), dtype=int)
+    sums = huber(problem.predict(at) - target, counted)
+    live = np.flatnonzero(sums > _NOTHING)
+    for _ in range(_LIMIT):
         if not len(live):
             break
-    return theta
+        own, goal, weight = at[live], target[live], counted[live]
+        level = steps.quadratic(problem.x, own, goal, weight, DELTA)
+        tried = steps.step(level, own, damping[live], problem.lower, problem.upper)
+        new = huber(problem.predict(tried) - goal, weight)
+        better = new < sums[live]
+        # A step that fails says nothing before it is damped.
+        ended = np.where(better, sums[live] - new <= _TOLERANCE * sums[live], damping[live] >= 1)
+        at[live[better]], sums[live[better]] = tried[better], new[better]
+        damping[live] = np.clip(np.where(better, damping[live] / 8, damping[live] * 6), 1e-6, 1e8)
+        still[live] = np.where(ended, still[live] + 1, 0)
+        live = live[(still[live] < _STILL) & (sums[live] > _NOTHING)]
+    settled = np.ones(len(at), dtype=bool)
+    settled[live] = False
+    return at, settled
 
 
-def _system(
-    problem: Problem, theta: Array, error: Array, weights: Array, shares: Array
-) -> tuple[Array, Array]:
-    """Gradient and curvature; a parameter at its bound takes no part in a step beyond it."""
-    slopes = problem.slopes(shares)
-    weighted = (weights[:, :, None] * slopes).transpose(0, 2, 1)  # (S, 2T + 1, n)
-    gradient = (weighted @ error[:, :, None])[:, :, 0]
-    curvature = weighted @ slopes
-    stuck = (theta <= problem.lower) & (gradient > 0)
-    stuck |= (theta >= problem.upper) & (gradient < 0)
-    curvature *= ~(stuck[:, :, None] | stuck[:, None, :])
-    index = np.arange(theta.shape[1])
-    curvature[:, index, index] += stuck
-    return np.where(stuck, 0.0, gradient), curvature
+def _few(problem: Problem, losses: Array, best: Array) -> Array:
+    """The best fit to all, and for small and for large exponents the rest by least squares."""
+    terms = len(problem.x)
+    far = _linear(problem, losses, np.array([[value] * terms for value in _FAR]))
+    return np.concatenate([problem.coordinates(best[None]), far])
 
 
-def _step(gradient: Array, curvature: Array, damping: Array) -> Array:
-    """The damped steps of all rows."""
-    index = np.arange(gradient.shape[1])
-    diagonal = curvature[:, index, index]
-    least = 1e-14 * diagonal.max(axis=1, keepdims=True) + 1e-300
-    curvature[:, index, index] += damping[:, None] * diagonal + least
-    return np.asarray(np.linalg.solve(curvature, -gradient[:, :, None])[:, :, 0])
-
-
-def _starts(problem: Problem, losses: Array, count: int) -> Array:
-    """For exponents on a grid, the other parameters by least squares; the best of these."""
+def _starts(problem: Problem, losses: Array) -> Array:
+    """For all exponents on a grid, the other parameters by least squares."""
     terms = len(problem.x)
     grid = np.stack(np.meshgrid(*[_GRID] * terms, indexing="ij"), axis=-1).reshape(-1, terms)
-    columns = [np.exp(-grid[:, t, None] * problem.x[t]) for t in range(terms)]
+    return _linear(problem, losses, grid)
+
+
+def _linear(problem: Problem, losses: Array, exponents: Array) -> Array:
+    """Coordinates with these exponents, shape (S, T), by least squares of relative errors."""
+    terms = len(problem.x)
+    columns = [np.exp(-exponents[:, t, None] * problem.x[t]) for t in range(terms)]
     design = np.stack([*columns, np.ones_like(columns[0])], axis=-1) / losses[:, None]
     normal = design.transpose(0, 2, 1) @ design + 1e-12 * np.eye(terms + 1)
     solved = np.linalg.solve(normal, design.sum(axis=1)[:, :, None])[:, :, 0]
     positive = np.maximum(solved, 1e-2 * losses.min())
-    theta = np.clip(np.concatenate([np.log(positive), grid], axis=1), problem.lower, problem.upper)
-    sums = huber(problem.predict(theta)[0] - np.log(losses))
-    return np.asarray(theta[np.argsort(sums, kind="stable")[:count]])
+    slopes = np.log(positive[:, :terms] * exponents)
+    return problem.inside(np.concatenate([positive[:, terms:], slopes, 1 / exponents], axis=1))

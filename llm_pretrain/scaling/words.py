@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 
 from llm_pretrain.report.words import plural, signed
-from llm_pretrain.scaling.estimate import Estimate
+from llm_pretrain.scaling.interval import Estimate
 from llm_pretrain.scaling.laws import Laws, Optimum
 from llm_pretrain.scaling.leave import LeftOut
+from llm_pretrain.scaling.parametric import Parametric, TokensOnly
 from llm_pretrain.scaling.points import Excluded
 
 _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
@@ -16,9 +17,12 @@ _METHODS = {
     "isoflop": "IsoFLOP minima (approach 2)",
 }
 INTERVALS = (
-    "Intervals hold 95%: losses drawn again around the fit with the deviation of its residuals, "
-    "widened by Student's t for the few degrees of freedom, and fitted again. They know the noise "
-    "of the runs and not whether the form is right: the errors on what was left out tell that."
+    "Intervals hold 95%, by a parametric bootstrap of the residuals: normal errors with the "
+    "deviation of the residuals, widened by Student's t for the few degrees of freedom, are added "
+    "to the fitted logarithms of losses, and each set is fitted again. No runs are drawn. The "
+    "intervals know the noise of the runs and not whether the form is right: the errors on what "
+    "was left out tell that. Open: at this end the fits run into the bound of the search, so the "
+    "results set no limit."
 )
 
 
@@ -49,23 +53,15 @@ def law(laws: Laws) -> list[str]:
         sentences.append(
             f"L(N, D) = {fitted.E.value:.4g} + {fitted.A.value:.4g} N^-{fitted.alpha.value:.4g} + "
             f"{fitted.B.value:.4g} D^-{fitted.beta.value:.4g} from {plural(fitted.count, 'result')}"
-            f"; residuals of {100 * fitted.deviation:.2f}% of the loss, {fitted.worst:.4f} nats at "
-            "worst."
+            f"; {_fit(fitted)}"
         )
     for one in laws.tokens_only if not laws.parametric else ():
         sentences.append(
             f"{one.size}: a law in tokens only, L(D) = {interval(one.E)} + {one.B.value:.4g} "
-            f"D^-beta, beta {interval(one.beta)}, from {plural(one.count, 'result')}."
+            f"D^-beta, beta {interval(one.beta)}, from {plural(one.count, 'result')}; {_fit(one)}"
         )
-    exponents = [
-        (name, part.exponent)
-        for name, part in (
-            ("the law (approach 3)", laws.parametric),
-            ("the envelope (approach 1)", laws.envelope),
-            ("IsoFLOP minima (approach 2)", laws.isoflop),
-        )
-        if part
-    ]
+    parts = {"parametric": laws.parametric, "envelope": laws.envelope, "isoflop": laws.isoflop}
+    exponents = [(_METHODS[name], part.exponent) for name, part in parts.items() if part]
     if exponents:
         said = "; ".join(f"{interval(value, '.3f')} by {name}" for name, value in exponents)
         sentences.append(f"The best N grows as C^a with a = {said}.")
@@ -77,8 +73,9 @@ def parameters(laws: Laws) -> list[tuple[str, str]]:
     found = laws.parametric
     if not found:
         return []
+    edge = dict.fromkeys(found.loose, ", at the edge of the search")
     names = ("E", "A", "B", "alpha", "beta")
-    return [(name, interval(getattr(found, name))) for name in names]
+    return [(name, interval(getattr(found, name)) + edge.get(name, "")) for name in names]
 
 
 def cost(laws: Laws) -> str:
@@ -99,14 +96,14 @@ def optimum(found: Optimum) -> str:
     return (
         f"{found.flops:.3g} FLOPs by {_METHODS[found.method]}: N {amounts(found.params)}, D "
         f"{amounts(found.tokens)}, {found.tokens.value / found.params.value:.3g} tokens a parameter"
-        f"{loss}{far}."
+        f"{loss}{far}.{_edge(found.loose)}"
     )
 
 
 def left_out(laws: Laws) -> list[str]:
     """Errors on what was left out, a sentence a kind."""
     sentences = []
-    for kind, noun in (("size", "size"), ("tokens", "number of tokens")):
+    for kind, noun in (("size", "size"), ("horizon", "horizon")):
         own = [one for one in laws.left_out if one.kind == kind]
         if not own:
             continue
@@ -131,6 +128,27 @@ def left_out_row(one: LeftOut) -> list[str]:
 def excluded(found: Sequence[Excluded]) -> list[str]:
     """Every run that is no part of the fit."""
     return [f"left out: {one.run}: {one.reason}" for one in found]
+
+
+def grouped(found: Sequence[Excluded]) -> list[str]:
+    """The same with a line a reason, for where there are many."""
+    by_reason: dict[str, list[str]] = {}
+    for one in found:
+        by_reason.setdefault(one.reason, []).append(one.run)
+    return [f"left out: {', '.join(runs)}: {reason}" for reason, runs in by_reason.items()]
+
+
+def _fit(found: Parametric | TokensOnly) -> str:
+    """How close a law is to its results, and what they do not hold of it."""
+    share = f"{100 * found.deviation:.2f}% of the loss"
+    worst = f"{signed(found.worst.error)} nats at worst ({found.worst.run})"
+    return f"residuals of {share}, {worst}.{_edge(found.loose)}"
+
+
+def _edge(loose: Sequence[str]) -> str:
+    if not loose:
+        return ""
+    return f" At the edge of the search, so not held by these points: {', '.join(loose)}."
 
 
 def _end(end: float | None, form: str) -> str:

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from known import HOFFMANN, points
 
 from llm_pretrain.scaling.laws import Laws, Optimum, fit
 from llm_pretrain.scaling.parametric import tokens_only
+from tests.scaling.known import HOFFMANN, points
 
 DRAWS = 100
 EXPONENT = HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"])

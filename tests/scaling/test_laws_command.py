@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from known import points
 
 from llm_pretrain.cli import dispatch
 from llm_pretrain.errors import guarded
@@ -18,6 +17,7 @@ from llm_pretrain.scaling.compare import Comparison, compare
 from llm_pretrain.scaling.counting import Counting
 from llm_pretrain.scaling.figure import draw
 from llm_pretrain.scaling.read import read
+from tests.scaling.known import points
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE / "published.json"

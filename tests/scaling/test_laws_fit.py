@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from known import BESIROGLU, HOFFMANN, loss, points
 from scipy import optimize
 
 from llm_pretrain.errors import UserError
@@ -12,6 +11,7 @@ from llm_pretrain.scaling import solve
 from llm_pretrain.scaling.laws import fit
 from llm_pretrain.scaling.parametric import parametric, predict
 from llm_pretrain.scaling.points import Point
+from tests.scaling.known import BESIROGLU, HOFFMANN, loss, points
 
 
 def arrays(own: list[Point]) -> tuple[solve.Array, solve.Array]:
@@ -36,7 +36,7 @@ def test_without_noise_the_law_comes_back(law: dict[str, float]) -> None:
 def test_the_minimum_is_that_of_scipy(seed: int) -> None:
     own = points(noise=0.003, seed=seed)
     variables, losses = arrays(own)
-    ours = solve.fit(variables, losses)
+    ours = solve.fit(variables, losses).theta[0]
     logs = np.log(variables)
 
     def residuals(theta: solve.Array) -> solve.Array:
@@ -63,7 +63,7 @@ def test_the_minimum_is_that_of_scipy(seed: int) -> None:
 def test_one_failed_run_moves_a_robust_fit_little() -> None:
     own = points(noise=0.0005)
     bad = [*own[:17], Point(**{**vars(own[17]), "loss": own[17].loss * 1.1}), *own[18:]]
-    theta = solve.fit(*arrays(bad))
+    theta = solve.fit(*arrays(bad)).theta[0]
     squares, _ = optimize.curve_fit(
         lambda v, a, b, e, x, y: np.logaddexp.reduce(
             [a - x * np.log(v[0]), b - y * np.log(v[1]), np.full(v.shape[1], e)]
@@ -79,11 +79,11 @@ def test_one_failed_run_moves_a_robust_fit_little() -> None:
 def test_left_out_by_hand() -> None:
     own = points(noise=0.001, seed=3)
     found = fit(own, draws=20)
-    assert {one.kind for one in found.left_out} == {"size", "tokens"}
+    assert {one.kind for one in found.left_out} == {"size", "horizon"}
     largest = next(one for one in found.left_out if one.kind == "size" and one.beyond)
     size = max(p.params for p in own)
     rest = [p for p in own if p.params < size]
-    theta = solve.fit(*arrays(rest))
+    theta = solve.fit(*arrays(rest)).theta[0]
     left = [p for p in own if p.params == size]
     errors = [float(predict(theta, *np.array([p.params, p.tokens]))) - p.loss for p in left]
     assert largest.name == left[0].size

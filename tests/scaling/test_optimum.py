@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from known import BESIROGLU, HOFFMANN, loss, points
 from scipy import optimize
 
 from llm_pretrain.errors import UserError
 from llm_pretrain.scaling.laws import Cost, closed_form, cost_of, fit
 from llm_pretrain.scaling.points import Point
+from tests.scaling.known import BESIROGLU, HOFFMANN, loss, points
 
 CHINCHILLA = 5.76e23
 

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from known import points
 
 from llm_pretrain.errors import UserError
 from llm_pretrain.model.flops import flops_per_token
 from llm_pretrain.reanalyse.load import load
 from llm_pretrain.scaling.counting import Counting
-from llm_pretrain.scaling.laws import fit
 from llm_pretrain.scaling.paper import config, points_of
-from llm_pretrain.scaling.points import Point, sift
+from llm_pretrain.scaling.points import Point
 from llm_pretrain.scaling.read import read
 
 PUBLISHED = Path(__file__).parent / "published.json"
@@ -60,6 +58,12 @@ def test_given_flops_are_taken(tmp_path: Path) -> None:
         (f"{HEAD}\n1e8,1e9,three\n", "row 1: loss: 'three' is no number"),
         (f"{HEAD},flops\n1e8,1e9,3,1e18\n1e8,1e9,3,\n", "flops: given in 1 of 2 rows"),
         (f"{HEAD},seed\n1e8,1e9,3,a\n", "seed: 'a' is no whole number"),
+        (f"{HEAD},seed\n1e8,1e9,3,1.7\n", "seed: '1.7' is no whole number"),
+        (f"{HEAD},group\n1e8,1e9,3,1\n", "unknown column 'group'"),
+        (f"{HEAD}\n1e8,1e9,3,4\n", "row 1 has 4 cells and the first line has 3"),
+        (f"{HEAD}\n1e8,1e9,3\n\n1e8,1e9\n", "row 2 has 2 cells and the first line has 3"),
+        (f"{HEAD},loss\n1e8,1e9,3,4\n", "column loss twice"),
+        (f"{HEAD}\n1e8,1e9,{'3' * 200_000}\n", "no table with commas (field larger"),
         (f"{HEAD}\n", "needs rows with the columns params, tokens, loss"),
     ],
 )
@@ -70,28 +74,30 @@ def test_refused_tables(tmp_path: Path, text: str, message: str) -> None:
     assert "runs.csv" in str(caught.value)
 
 
-def test_a_run_is_left_out_by_name_and_never_silently() -> None:
-    own = points()
-    bad = {
-        "its loss is NaN": {"loss": math.nan},
-        "its loss is inf": {"loss": math.inf},
-        "its tokens are 0": {"tokens": 0.0},
-        "diverged: loss 9": {"loss": 9.0},
-    }
-    failed = [
-        Point(**{**vars(own[7]), "run": f"bad {i}", **change})
-        for i, change in enumerate(bad.values())
-    ]
-    longer = Point(**{**vars(own[7]), "run": "risen", "tokens": own[9].tokens, "loss": 4.5})
-    kept, out = sift([*own, *failed, longer])
-    assert kept == own
-    assert [one.run for one in out] == ["bad 0", "bad 1", "bad 2", "bad 3", "risen"]
-    for reason, one in zip(bad, out, strict=False):
-        assert one.reason.startswith(reason)
-    assert out[-1].reason.startswith("noisy or diverged: loss 4.5, above the")
-    found = fit([*own, *failed, longer], draws=20)
-    assert found.excluded == tuple(out)
-    assert found.points == tuple(own)
+@pytest.mark.parametrize("seed", [[1], 1.7, True, "a"])
+def test_a_seed_is_a_whole_number(tmp_path: Path, seed: object) -> None:
+    rows = [{"params": 1e8, "tokens": 1e9, "loss": 3, "seed": seed}]
+    with pytest.raises(UserError, match=r"row 1: seed: '.*' is no whole number"):
+        read([written(tmp_path, json.dumps(rows), "runs.json")], Counting())
+
+
+def test_a_table_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_bytes(f"\ufeff{HEAD}\r\n1e8,1e9,3\r\n\r\n".encode())
+    assert [p.loss for p in read([path], Counting()).points] == [3.0]
+
+
+def test_the_same_runs_twice(tmp_path: Path) -> None:
+    """One file is no two; equal rows may be two results, and are told."""
+    path = written(tmp_path, f"{HEAD}\n1e8,1e9,3\n1e8,2e9,2.9\n1e8,1e9,3\n")
+    found = read([path], Counting())
+    assert found.notes == ("runs.csv: row 3 is equal to row 1 and counts as one more result.",)
+    assert len(found.points) == 3
+    with pytest.raises(UserError, match="given twice"):
+        read([path, tmp_path / "." / "runs.csv"], Counting())
+    (tmp_path / "link.csv").symlink_to(path)
+    with pytest.raises(UserError, match=r"link\.csv: given twice"):
+        read([path, tmp_path / "link.csv"], Counting())
 
 
 PARAMETERS = {

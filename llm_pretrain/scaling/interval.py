@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from llm_pretrain.scaling.solve import Array
+from llm_pretrain.scaling.solve import Array, Signs
 
 _LEVEL = 0.95
 
@@ -20,14 +20,20 @@ class Estimate:
     high: float | None
 
     @classmethod
-    def of(cls, value: float, drawn: Array) -> "Estimate":
-        """With percentiles of what was found in draws; infinite draws count, NaN do not."""
-        drawn = drawn[~np.isnan(drawn)]
-        if not len(drawn):
-            return cls(float(value), None, None)
+    def of(cls, value: float, drawn: Array, edge: Signs | None = None) -> "Estimate":
+        """With percentiles of what was found in draws.
+
+        Infinite draws count; NaN, of which nothing is known, count as beyond both ends. `edge`: -1
+        or 1 for draws that ended at a bound of the search, which are as good as infinite: an end
+        of the interval there would be the bound and nothing that the data say.
+        """
+        if edge is not None:
+            drawn = np.where(edge == 0, drawn, np.copysign(np.inf, edge))
+        unknown = np.isnan(drawn)
         # Outwards to a draw: infinite ones cannot be interpolated, and inwards is too narrow.
-        low = float(np.percentile(drawn, _ENDS[0], method="lower"))
-        high = float(np.percentile(drawn, _ENDS[1], method="higher"))
+        below, above = (np.where(unknown, end, drawn) for end in (-np.inf, np.inf))
+        low = float(np.percentile(below, _ENDS[0], method="lower"))
+        high = float(np.percentile(above, _ENDS[1], method="higher"))
         ends = [end if math.isfinite(end) else None for end in (low, high)]
         return cls(float(value), ends[0], ends[1])
 
