@@ -23,12 +23,11 @@ class Estimate:
     def of(cls, value: float, drawn: Array, edge: Signs | None = None) -> "Estimate":
         """With percentiles of what was found in draws.
 
-        Infinite draws count; NaN, of which nothing is known, count as beyond both ends. `edge`: -1
-        or 1 for draws that ended at a bound of the search, which are as good as infinite: an end
-        of the interval there would be the bound and nothing that the data say.
+        Infinite draws count; NaN, of which nothing is known, count as beyond both ends. `edge`: of
+        every draw, as of `opened`.
         """
         if edge is not None:
-            drawn = np.where(edge == 0, drawn, np.copysign(np.inf, edge))
+            drawn = opened(drawn, edge)
         unknown = np.isnan(drawn)
         # Outwards to a draw: infinite ones cannot be interpolated, and inwards is too narrow.
         below, above = (np.where(unknown, end, drawn) for end in (-np.inf, np.inf))
@@ -41,6 +40,16 @@ class Estimate:
         """Whether a value lies in the interval."""
         above = self.low is None or self.low <= value
         return above and (self.high is None or value <= self.high)
+
+
+def opened(drawn: Array, edge: Signs) -> Array:
+    """Draws, infinite where the search ended at its lower (-1) or upper (1) bound.
+
+    An end of an interval there would be the bound and nothing that the data say. NaN where even
+    the direction is unknown (2).
+    """
+    found = np.where(edge == 0, drawn, np.copysign(np.inf, edge))
+    return np.asarray(np.where(edge == 2, np.nan, found))
 
 
 def noise(residuals: Array, fitted: int, draws: int, seed: int) -> Array:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_pretrain.scaling.interval import Estimate, noise
+from llm_pretrain.scaling.interval import Estimate, noise, opened
 from llm_pretrain.scaling.points import Point
 from llm_pretrain.scaling.solve import Array, Signs, Solved, fit, fit_without, refit
 
@@ -79,7 +79,7 @@ class Fitted:
     drawn: Array
     """Shape (R, 5)."""
     edge: Signs
-    """-1 or 1 where a draw's parameter ended at the lower or upper bound of the search."""
+    """Where a draw's parameter ended at a bound of the search; see `solve.Problem.edges`."""
     residuals: Array
     """Of ln L, measured less fitted."""
     errors: Array
@@ -87,14 +87,13 @@ class Fitted:
 
     def open(self) -> Array:
         """`drawn`, infinite where the search ended at a bound."""
-        return np.asarray(np.where(self.edge == 0, self.drawn, np.copysign(np.inf, self.edge)))
+        return opened(self.drawn, self.edge)
 
     def exponents(self) -> Array:
         """a of N ~ C^a in the draws, which rises with beta and falls with alpha; as `open`."""
         alpha, beta = self.drawn[:, 3], self.drawn[:, 4]
         beyond = np.where(self.edge[:, 3] != 0, -self.edge[:, 3], self.edge[:, 4])
-        found = np.where(beyond == 0, beta / (alpha + beta), np.copysign(np.inf, beyond))
-        return np.asarray(found)
+        return opened(beta / (alpha + beta), beyond)
 
 
 def lacking(points: Sequence[Point]) -> str:

@@ -26,6 +26,9 @@ FLOOR = 1e-3
 """The lowest E, as a share of the lowest loss."""
 _LIMIT = 2000
 """Of steps. Some 40 are needed on average."""
+_TRIAL = 12
+"""Steps from every start, after which the search goes on from the lowest ones."""
+_KEPT = 2
 _TOLERANCE = 1e-9
 """Of the Huber sum, relative: the sum is not averaged over the points, and the search goes on until
 it stands still (Besiroglu et al. 2024 found that an early stop distorted the published fit)."""
@@ -96,13 +99,15 @@ class Problem:
     def edges(self, at: Array) -> Signs:
         """For each of (c, ln E, g) -1 or 1 where it is at the lower or upper bound, else 0.
 
-        A factor whose exponent is at a bound is as little held as that.
+        A factor whose exponent is at a bound is as little held as that. Where the exponent is at
+        the lower one, the term is next to constant and may be exchanged for E: that is 2, for an
+        unknown direction.
         """
         terms = len(self.x)
         signs = (at >= self.upper).astype(int) - (at <= self.lower)
         exponents = -signs[:, terms + 1 :]
         slopes = signs[:, 1 : terms + 1]
-        factors = np.where(slopes != 0, slopes, exponents)
+        factors = np.where(slopes != 0, slopes, np.where(exponents < 0, 2, exponents))
         return np.concatenate([factors, signs[:, :1], exponents], axis=1)
 
 
@@ -113,7 +118,7 @@ class Solved:
     theta: Array
     """(c_1..c_T, ln E, g_1..g_T), shape (S, 2T + 1)."""
     edge: Signs
-    """-1 or 1 where the search ended at its lower or upper bound, else 0; shape of `theta`."""
+    """0 where the search did not end at a bound, else as of `Problem.edges`; shape of `theta`."""
     settled: Flags
     """Whether the search came to rest, shape (S,)."""
 
@@ -151,31 +156,46 @@ def refit(variables: Array, losses: Array, drawn: Array, best: Array) -> Solved:
 
 
 def _best(problem: Problem, target: Array, counted: Array, starts: Array) -> Solved:
-    """From every start to every row of `target` and `counted`; the lowest for each row."""
-    rows, count = len(target), len(starts)
+    """To every row of `target` and `counted`, from the starts that get lowest in a few steps."""
+    every = np.tile(starts, (len(target), 1, 1))
+    tried, _ = _lowest(problem, target, counted, every, limit=_TRIAL, kept=_KEPT)
+    found, settled = _lowest(problem, target, counted, tried, limit=_LIMIT, kept=1)
+    at = found[:, 0]
+    return Solved(problem.parameters(at), problem.edges(at), settled[:, 0])
+
+
+def _lowest(
+    problem: Problem, target: Array, counted: Array, starts: Array, *, limit: int, kept: int
+) -> tuple[Array, Flags]:
+    """Where steps from `starts`, shape (R, K, P), lead: the `kept` lowest of each row."""
+    rows, count, _ = starts.shape
     targets, weights = np.repeat(target, count, axis=0), np.repeat(counted, count, axis=0)
-    found, settled = descend(problem, targets, np.tile(starts, (rows, 1)), weights)
+    found, settled = descend(problem, targets, starts.reshape(rows * count, -1), weights, limit)
     sums = huber(problem.predict(found) - targets, weights).reshape(rows, count)
-    chosen = np.arange(rows) * count + sums.argmin(axis=1)
-    found = found[chosen]
-    return Solved(problem.parameters(found), problem.edges(found), settled[chosen])
+    order = np.argsort(sums, axis=1, kind="stable")[:, :kept]
+    lowest = np.take_along_axis(found.reshape(starts.shape), order[:, :, None], axis=1)
+    return lowest, np.take_along_axis(settled.reshape(rows, count), order, axis=1)
 
 
 def descend(
-    problem: Problem, target: Array, at: Array, counted: Array | None = None
+    problem: Problem,
+    target: Array,
+    at: Array,
+    counted: Array | None = None,
+    limit: int | None = None,
 ) -> tuple[Array, Flags]:
     """Damped Newton steps on the Huber sum, for every row on its own, within the bounds.
 
     `target`: shape (S, n); `at`: coordinates to begin from, shape (S, 2T + 1); `counted`: shape
-    (S, n), how often each point counts, once by default. Returns coordinates, and which rows came
-    to rest.
+    (S, n), how often each point counts, once by default; `limit`: of steps. Returns coordinates,
+    and which rows came to rest.
     """
     counted = np.ones_like(target) if counted is None else counted
     at = problem.inside(at)
     damping, still = np.full(len(at), 1e-3), np.zeros(len(at), dtype=int)
     sums = huber(problem.predict(at) - target, counted)
     live = np.flatnonzero(sums > _NOTHING)
-    for _ in range(_LIMIT):
+    for _ in range(_LIMIT if limit is None else limit):
         if not len(live):
             break
         own, goal, weight = at[live], target[live], counted[live]

@@ -115,10 +115,15 @@ def test_a_factor_is_held_no_better_than_its_exponent() -> None:
     """Where size has next to no effect, neither A nor alpha is known."""
     found = fit(points({**HOFFMANN, "A": 1e-9}, noise=0.001), draws=50).parametric
     assert found is not None
-    assert {"A", "alpha"} <= set(found.loose) or found.A.low is None
-    both = solve.Problem.of(*arrays(points()))
-    at = both.coordinates(np.array([[1.0, 6.0, 0.5, solve.EXPONENTS[0], 0.3]]))
-    assert both.edges(at).tolist() == [[-1, 0, 0, -1, 0]]
+    assert found.loose == ("A", "alpha")
+    assert (found.A.low, found.A.high) == (None, None)
+    assert found.B.low is not None
+    assert found.B.high is not None
+    problem = solve.Problem.of(*arrays(points()))
+    for exponent, factor, own in ((0.01, 2, -1), (3.0, 1, 1), (0.3, 0, 0)):
+        same_size = 6.0 + (exponent - 0.34) * problem.centre[0]
+        at = problem.coordinates(np.array([[same_size, 6.0, 0.5, exponent, 0.3]]))
+        assert problem.edges(at).tolist() == [[factor, 0, 0, own, 0]]
 
 
 def test_laws_of_several_sources_are_told() -> None:
@@ -132,5 +137,6 @@ def test_open_and_unknown_draws_widen_an_interval() -> None:
     assert (plain.low, plain.high) == pytest.approx((1.02, 1.98))
     edge = np.where(drawn > 1.95, 1, 0)
     assert Estimate.of(1.5, drawn, edge) == Estimate(1.5, plain.low, None)
+    assert Estimate.of(1.5, drawn, 2 * edge) == Estimate(1.5, None, None)
     unknown = np.where(edge == 1, np.nan, drawn)
     assert Estimate.of(1.5, unknown) == Estimate(1.5, None, None)
