@@ -55,6 +55,11 @@ def held(found: Comparison) -> list[str]:
     return sentences
 
 
+def left_out(found: Comparison) -> list[str]:
+    """Errors on every size and horizon, left out in turn."""
+    return [f"{name}: {text}" for name, law in _columns(found) for text in words.left_out(law)]
+
+
 def reuse(found: Comparison) -> str:
     """What the same results cost in both ways."""
     if not found.reuse:
@@ -107,7 +112,7 @@ def held_row(one: Held) -> list[str]:
 def paragraphs(found: Comparison) -> list[str]:
     """All findings, and what the fits themselves had to say."""
     notes = [f"{name}: {note}." for name, law in _columns(found) for note in law.notes]
-    return [agreement(found), *held(found), reuse(found), *notes]
+    return [agreement(found), *held(found), *left_out(found), reuse(found), *notes]
 
 
 def render(found: Comparison, name: str, said: Sequence[str], made: str) -> str:
