@@ -109,7 +109,7 @@ def test_one_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["fit", PUBLISHED, "--attention=half"], "--attention: 'half'; valid: full, causal"),
         (["fit", PUBLISHED, "--figure", "a.svg"], "--figure: of `laws compare`"),
         (["compare", PUBLISHED, "--budget", "1e20"], "--budget: of `laws fit`"),
-        (["compare", PUBLISHED, "--out", "no/such.html"], "--out: 'no/such.html' is no file"),
+        (["compare", PUBLISHED, "--out", "no/such.html"], "--out: the folder no does not exist"),
     ],
 )
 def test_bad_input(
