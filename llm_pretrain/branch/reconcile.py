@@ -13,7 +13,7 @@ from llm_pretrain.config.diff import differences, own_trajectory
 from llm_pretrain.config.schema import BranchSpec
 from llm_pretrain.errors import UserError
 from llm_pretrain.provenance import Code
-from llm_pretrain.records import Parent, new_record
+from llm_pretrain.records import Job, Parent, new_record
 from llm_pretrain.runs import Run, Seen
 from llm_pretrain.schedule.schedule import schedule_of
 
@@ -50,12 +50,20 @@ class Look:
     def at(cls, places: Iterable[Path]) -> "Look":
         """What there is at these places; a scheduler is asked about runs handed to it."""
         runs = {path: Seen(path) for path in places if Run.exists(path)}
-        jobs = [job for job in (run.job for run in runs.values()) if job is not None]
+        jobs = [job for job in map(_job, runs.values()) if job is not None]
         if not jobs:
             return cls(runs, lambda run: run.status)
         from launch.queue import Queue  # noqa: PLC0415  (nothing of Slurm for local work)
 
         return cls(runs, Queue.ask(jobs).status)
+
+
+def _job(run: Run) -> Job | None:
+    """The job that a run was handed to; of one that cannot be read, its status says so."""
+    try:
+        return run.job
+    except UserError:
+        return None
 
 
 def wanted(
@@ -146,11 +154,16 @@ def _has(steps: list[int], step: int) -> bool:
 
 
 def _existing(run: Seen, link: Parent, branch: Branch, status: Status) -> Row:
-    changed = _differences(run, branch)
-    if changed or run.record.parent != link:
-        reason = f"{branch.path} is another run; move it away ({'; '.join(changed) or 'lineage'})"
+    try:
+        changed = _differences(run, branch)
+        if not changed and run.record.parent != link:
+            changed = ["lineage"]
+        word = status(run)
+    except UserError as error:
+        return Row(branch, "unreadable", "impossible", str(error))
+    if changed:
+        reason = f"{branch.path} is another run; move it away ({'; '.join(changed)})"
         return Row(branch, "taken", "impossible", reason)
-    word = status(run)
     return Row(branch, word, "none" if word in UNDER_WAY else "continue")
 
 

@@ -51,16 +51,29 @@ def compose_branch(overrides: Sequence[str], config_dir: Path | None = None) -> 
 
 
 def compose_command(
-    name: str, overrides: Sequence[str], cls: type[T], config_dir: Path | None = None
+    name: str,
+    overrides: Sequence[str],
+    cls: type[T],
+    config_dir: Path | None = None,
+    *,
+    described: dict[str, Any] | None = None,
 ) -> T:
-    """Compose conf/NAME.yaml into `cls`; overrides of a run's fields become its `overrides`."""
+    """Compose conf/NAME.yaml into `cls`; overrides of a run's fields become its `overrides`.
+
+    `described`: the plain values of a `cls` to begin with instead.
+    """
     own: list[str] = []
     rest: list[str] = []
     for text, override in zip(overrides, _parse(overrides), strict=True):
         head = override.key_or_group.split(".")[0]
         (own if head in fields_of(cls) and head != "overrides" else rest).append(text)
     check_overrides(rest, schema.TrainConfig, config_dir)
-    data = _compose(name, own, cls, config_dir)
+    if described is None:
+        data = _compose(name, own, cls, config_dir)
+    else:
+        data = copy.deepcopy(described)
+        for change in check_overrides(own, cls, config_dir):
+            _set(data, change)
     return build(cls, {**data, "overrides": [*data.get("overrides", []), *rest]})
 
 
@@ -142,7 +155,10 @@ def check_overrides(
             options = known[key]
             for choice in value.split(","):
                 if choice not in (*options, "null", ""):
-                    raise UserError(f"{key}={choice}: unknown; {did_you_mean(choice, options)}")
+                    hint = did_you_mean(choice, options)
+                    if key == "experiment" and choice in known.get("study", ()):
+                        hint = f"it is a study: llm-pretrain study plan study={choice}"
+                    raise UserError(f"{key}={choice}: unknown; {hint}")
         elif not item.is_delete():
             check_key(cls, key)
     return parsed
@@ -231,7 +247,9 @@ def _merge(data: dict[str, Any], option: dict[str, Any], cls: type[Any]) -> None
 def _set(data: dict[str, Any], change: Override) -> None:
     *parents, leaf = change.key_or_group.split(".")
     for parent in parents:
-        data = data.setdefault(parent, {})
+        if data.get(parent) is None:
+            data[parent] = {}
+        data = data[parent]
     if change.is_delete():
         data.pop(leaf, None)
         return

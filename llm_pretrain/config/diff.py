@@ -12,6 +12,10 @@ _OPERATIONAL = (
     *("average", "plan", "resume", "tuned_on", "data.cache", "data.workers", "data.micro_batch"),
     *("model.attention", "precision.library"),
 )
+_HELD_OUT = (
+    *("data.sequence_length.", "data.validation_fraction.", "data.tokenizer.", "data.sources."),
+    "eval.sequences.",
+)
 _OPERATIONAL_PREFIXES = tuple(f"{group}." for group in _OPERATIONAL)
 
 
@@ -34,6 +38,17 @@ def trajectory(config: TrainConfig) -> dict[str, Any]:
 def own_trajectory(config: TrainConfig) -> dict[str, Any]:
     """The same without the ancestors, whose configs may change in ways that leave their past."""
     return {name: value for name, value in trajectory(config).items() if name != "past"}
+
+
+def held_out(config: TrainConfig) -> dict[str, Any]:
+    """The fields that decide the held-out sequences, flat: equal values, comparable losses."""
+    flat = all_fields(config)
+    return {n: v for n, v in flat.items() if f"{n}.".startswith(_HELD_OUT) and not _drawn(n)}
+
+
+def _drawn(name: str) -> bool:
+    """Whether a field of a source only decides what is drawn from it, or how it is read."""
+    return name.startswith("data.sources.") and name.endswith((".weight", ".format"))
 
 
 def completed(old: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.estimate.memory import GIB, Memory, memory_of, saved
 from llm_pretrain.estimate.ranks import ranks_of
-from llm_pretrain.estimate.speed import Speed, missing_rates, speed_of
+from llm_pretrain.estimate.rates import unknown as missing
+from llm_pretrain.estimate.speed import Speed, speed_of
 from llm_pretrain.estimate.trace import Trace, trace
-from llm_pretrain.estimate.traffic import Flow, Link, Network, flows_of
+from llm_pretrain.estimate.traffic import Flow, Network, flows_of
 from llm_pretrain.estimate.zero import zero_flows, zero_memory, zero_speed
 from llm_pretrain.model.flops import parameter_count
 
@@ -79,6 +80,16 @@ def estimate(config: TrainConfig) -> Estimate:
     )
 
 
+def estimated_speed(config: TrainConfig) -> Speed | None:
+    """Only the speed, in a fraction of the time; None where it is not known.
+
+    Raises UserError when the run could not start.
+    """
+    layout, count = ranks_of(config)
+    traced = _trace(config, layout, count, config.engine.recompute)
+    return _traffic(traced, config, layout, count)[1]
+
+
 def _traffic(
     chosen: Trace, config: TrainConfig, layout: Layout, count: int
 ) -> tuple[list[Flow], Speed | None, list[str]]:
@@ -89,7 +100,7 @@ def _traffic(
         flows = zero_flows(chosen, config, layout, count)
     else:
         flows = flows_of(chosen, config, network, count)
-    unknown = _unknown(config, {flow.purpose.link for flow in flows})
+    unknown = missing(config, {flow.purpose.link for flow in flows})
     if unknown:
         return flows, None, unknown
     if zero:
@@ -114,19 +125,6 @@ def _shortages(memory: Memory, hardware: HardwareConfig) -> list[Shortage]:
         for name, need, limit in limits
         if limit is not None and need > limit * GIB
     ]
-
-
-def _unknown(config: TrainConfig, links: set[Link]) -> list[str]:
-    """Reasons why no speed is estimated."""
-    reasons = []
-    if config.precision.name != "bf16":
-        reasons.append(f"profiles have no rates for precision={config.precision.name}")
-    if config.engine.offload != "none":
-        reasons.append("profiles have no rate of updates in host memory (engine.offload)")
-    if config.engine.offload_activations:
-        reasons.append("profiles have no rate to host memory (engine.offload_activations)")
-    missing = missing_rates(config, links)
-    return [*reasons, *(f"{name} is not known" for name in missing)]
 
 
 def _trace(config: TrainConfig, layout: Layout, count: int, mode: Recompute) -> Trace:

@@ -1,14 +1,13 @@
 """How long an update takes, from the work of the trace and the rates of a cluster profile."""
 
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from llm_pretrain.config.cluster import HardwareConfig
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.estimate.ledger import Work
 from llm_pretrain.estimate.trace import Stretch, Trace
-from llm_pretrain.estimate.traffic import Link, Network
+from llm_pretrain.estimate.traffic import Network
 from llm_pretrain.model.flops import flops_per_token
 
 PARTS = ("products", "attention", "other", "exposed", "waiting", "network")
@@ -48,15 +47,6 @@ class Speed:
     """Of the datasheet's peak; attention counted as a full square, like `mfu` of metrics.jsonl."""
     mfu_causal: float
     """Of the datasheet's peak; half the square, like `mfu_causal`."""
-
-
-def missing_rates(config: TrainConfig, links: Collection[Link]) -> list[str]:
-    """Names of the profile's numbers that a speed needs and that are not known."""
-    needed = ["matmul", "attention", "memory_bandwidth", "peak"]
-    needed += ["inside_node"] if "inside nodes" in links else []
-    needed += ["between_nodes"] if "between nodes" in links else []
-    hardware = config.cluster.hardware
-    return [f"cluster.hardware.{name}" for name in needed if getattr(hardware, name) is None]
 
 
 def speed_of(trace: Trace, config: TrainConfig, network: Network, passes: int, ranks: int) -> Speed:

@@ -36,6 +36,11 @@ def collect(root: Path) -> Collection:
     found = scan(root)
     if not found:
         raise UserError(f"{root}: holds no run; name a folder that contains run directories")
+    return collect_runs(root, found)
+
+
+def collect_runs(root: Path, found: Sequence[Run]) -> Collection:
+    """Read these runs, of which run.json can be read, and their ancestors."""
     reader = _Reader(found)
     for run in found:
         reader.read(run)

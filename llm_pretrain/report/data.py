@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from llm_pretrain.config.diff import held_out
 from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.records import Record
 from llm_pretrain.schedule.clock import TokenClock
@@ -111,26 +112,10 @@ class RunData:
         """Whether it decays from its warmup to its end, as cosine does, on its own."""
         return self.kind == "scratch" and self.config.schedule.cooldown.length == "rest"
 
-    @property
+    @cached_property
     def held_out(self) -> tuple[Any, ...]:
         """What decides the held-out sequences: equal values, equal sequences."""
-        data = self.config.data
-        sources = [
-            (
-                name,
-                s.kind,
-                s.path,
-                s.config,
-                s.split,
-                s.field,
-                s.id_field,
-                s.validation_path,
-                s.limit,
-            )
-            for name, s in data.sources.items()
-        ]
-        fixed = (data.sequence_length, data.validation_fraction, data.tokenizer)
-        return (*fixed, self.config.eval.sequences, tuple(sources))
+        return tuple(held_out(self.config).items())
 
 
 def lineage(run: RunData) -> list[RunData]:

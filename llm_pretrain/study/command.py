@@ -1,26 +1,15 @@
 """The command `study`: plan, apply, watch, fit, report."""
 
 import json
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-
-import yaml
-from pydantic import TypeAdapter
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from llm_pretrain import atomic
-from llm_pretrain.config.arguments import (
-    file_option,
-    seconds_option,
-    split_arguments,
-)
-from llm_pretrain.config.cluster import ClusterConfig
-from llm_pretrain.config.compose import compose_command, override
-from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.config.arguments import file_option, seconds_option
 from llm_pretrain.errors import (
+    EXIT_BAD_INPUT,
     EXIT_CONTINUE,
     EXIT_FAILED,
     EXIT_OK,
@@ -31,48 +20,17 @@ from llm_pretrain.errors import (
 from llm_pretrain.records import now
 from llm_pretrain.scaling.counting import Counting
 from llm_pretrain.study import show
-from llm_pretrain.study.budget import Budget, budget, check_limits
-from llm_pretrain.study.config import StudyArgs, StudyConfig
-from llm_pretrain.study.expand import Stem, folder, stems
-from llm_pretrain.study.reconcile import Standing, Starter, impossible, survey
+from llm_pretrain.study.asked import Study
+from llm_pretrain.study.budget import check_limits
+from llm_pretrain.study.reconcile import Starter, check, failed, under_way
 from llm_pretrain.study.results import Found, collect
-from llm_pretrain.study.savings import savings
 from llm_pretrain.terminal import console, write
 from llm_pretrain.train.start import launch_all
 
+if TYPE_CHECKING:
+    from llm_pretrain.scaling.laws import Laws
+
 _LOOK_SECONDS = 30.0
-
-
-class Study:
-    """A study as the command line describes it."""
-
-    def __init__(self, arguments: Sequence[str], config_dir: Path | None) -> None:
-        """Compose and expand it. Raises UserError for what cannot be."""
-        asked = compose_command("study", arguments, StudyArgs, config_dir)
-        self.config: StudyConfig = asked.study
-        self.stems: list[Stem] = stems(asked.study, asked.overrides, config_dir)
-        self.folder = folder(asked.study)
-        self.described: str = yaml.safe_dump(
-            TypeAdapter(StudyArgs).dump_python(asked, mode="json"), sort_keys=False, width=100
-        )
-        self._config_dir = config_dir
-        self._clusters = [o for o in asked.overrides if o.lstrip("+").startswith("cluster")]
-
-    def cluster(self, config: TrainConfig) -> ClusterConfig:
-        """Where a run is trained: as its config says, but for what the command line says."""
-        if not self._clusters:
-            return config.cluster
-        return override(config, self._clusters, self._config_dir).cluster
-
-    def survey(self) -> list[Standing]:
-        """How its runs stand now."""
-        return survey(self.stems)
-
-    def budget(self, found: Sequence[Standing]) -> Budget:
-        """What it costs. Raises UserError when a run could not be laid out on its cluster."""
-        waiting = Console(stderr=True, quiet=not sys.stderr.isatty())
-        with waiting.status("estimating speeds"):
-            return budget(found, self.cluster)
 
 
 def study(arguments: Sequence[str]) -> int:
@@ -90,75 +48,78 @@ def study(arguments: Sequence[str]) -> int:
     return actions[action](rest)
 
 
-def _read(arguments: Sequence[str]) -> Study:
-    overrides, config_dir, flags = split_arguments(arguments)
-    if flags:
-        raise UserError(f"{flags[0]}: no option of this command; see llm-pretrain study --help")
-    return Study(overrides, config_dir)
-
-
 def _plan(arguments: Sequence[str]) -> int:
-    asked = _read(arguments)
+    asked = Study(arguments)
     show.plan(asked.config, asked.budget(asked.survey()), console())
     return EXIT_OK
 
 
 def _apply(arguments: Sequence[str]) -> int:
-    asked = _read(arguments)
-    return _start(asked, once=True, seconds=0.0)
+    return _start(Study(arguments), once=True, seconds=0.0)
 
 
 def _watch(arguments: Sequence[str]) -> int:
     rest, seconds = seconds_option(arguments, "--every", _LOOK_SECONDS)
-    return _start(_read(rest), once=False, seconds=seconds)
+    return _start(Study(rest), once=False, seconds=seconds)
 
 
 def _start(asked: Study, *, once: bool, seconds: float) -> int:
     """Start what can start, again and again; `once`: until nothing starts any more."""
-    found = asked.survey()
+    found, limits = asked.survey(), asked.config.limits
     planned = asked.budget(found)
     show.plan(asked.config, planned, console())
-    check_limits(planned, asked.config.limits)
-    if not impossible(found):
-        asked.folder.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(asked.folder / "study.yaml", asked.described)
-    starter, worst = Starter(asked.cluster, launch_all), EXIT_OK
+    check_limits(planned, limits)
+    check(found, asked.cluster)
+    asked.write()
+    starter, worst = Starter(asked.cluster, launch_all, limits.jobs), EXIT_OK
     while True:
         started, code = starter.round(found)
         worst = max(worst, code)
         if code == EXIT_CONTINUE:
             return code
         if not started:
-            if once or not show.under_way(found):
+            if once or not under_way(found):
                 break
             time.sleep(seconds)
         found = asked.survey()
     print(show.summary(found))
-    return worst or (EXIT_FAILED if show.failed(found) else EXIT_OK)
+    if starter.waiting:
+        print(show.waiting(starter.waiting, asked.folder))
+    return worst or (EXIT_FAILED if failed(found) else EXIT_OK)
 
 
 def _fit(arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments
     rest, counting = Counting.parse([a for a in arguments if a != "--json"])
-    asked = _read(rest)
+    asked = Study(rest)
     found = _results(asked, counting)
     # SciPy takes a while to import.
-    from llm_pretrain.scaling.render import show as show_laws  # noqa: PLC0415
-    from llm_pretrain.study.laws import fits, refusals  # noqa: PLC0415
+    from llm_pretrain.study.laws import chosen, fits  # noqa: PLC0415
 
     laws = fits(asked.config, found)
+    spent = asked.savings(found, counting)
+    said = str(counting or Counting())
     if as_json:
-        spent = savings(asked.folder)
         data = {
             "study": asked.config.name,
-            "counting": str(counting or Counting()),
+            "counting": said,
             "laws": {n: law if isinstance(law, str) else asdict(law) for n, law in laws.items()},
             "losses": [asdict(one.point) for one in found.measured],
             "excluded": [asdict(one) for one in found.excluded],
             "savings": None if spent is None else asdict(spent),
         }
         write(json.dumps(data, indent=1) + "\n")
-        return EXIT_OK
+    else:
+        _show_fit(asked, found, laws, [said, *show.saved(spent)])
+    return EXIT_BAD_INPUT if isinstance(laws[chosen(asked.config)], str) else EXIT_OK
+
+
+def _show_fit(
+    asked: Study, found: Found, laws: "Mapping[str, Laws | str]", notes: Sequence[str]
+) -> None:
+    from llm_pretrain.scaling.render import show as show_laws  # noqa: PLC0415  (SciPy)
+    from llm_pretrain.study.laws import refusals  # noqa: PLC0415
+
     screen = console()
     show.results(asked.config, found, screen)
     for label, law in laws.items():
@@ -167,24 +128,23 @@ def _fit(arguments: Sequence[str]) -> int:
             show_laws(law, screen)
     for text in refusals(laws):
         screen.print(f"\n{text}", highlight=False, markup=False)
-    screen.print(str(counting or Counting()), highlight=False)
-    show.savings(savings(asked.folder), screen)
-    return EXIT_OK
+    for text in notes:
+        screen.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _report(arguments: Sequence[str]) -> int:
     rest, page = file_option(arguments, "--out", "one PAGE.html")
     rest, figure = file_option(rest, "--figure", "one FILE.svg")
     rest, counting = Counting.parse(rest)
-    asked = _read(rest)
+    asked = Study(rest)
     output = page or asked.folder / "study.html"
     found = _results(asked, counting)
     from llm_pretrain.study.laws import fits  # noqa: PLC0415  (as above)
     from llm_pretrain.study.page import render  # noqa: PLC0415
 
-    planned = asked.budget(asked.survey())
+    planned = asked.budget(asked.survey(), counting)
     laws = fits(asked.config, found)
-    spent = savings(asked.folder)
+    spent = asked.savings(found, counting)
     text = render(
         asked.config,
         found,
@@ -209,8 +169,10 @@ def _report(arguments: Sequence[str]) -> int:
 def _results(asked: Study, counting: Counting | None) -> Found:
     found = collect(asked.stems, counting)
     if not found.measured:
+        reasons = show.left_out(found)
         raise UserError(
-            f"study={asked.config.name}: nothing has been measured in {asked.folder} yet; train it "
-            f"with llm-pretrain study apply study={asked.config.name}"
+            f"{asked.words}: nothing has been measured in {asked.folder} yet:\n  "
+            + "\n  ".join(reasons)
+            + f"\ntrain it with llm-pretrain study apply {asked.words}"
         )
     return found

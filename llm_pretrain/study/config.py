@@ -1,21 +1,52 @@
 """The schema of a study, conf/study/NAME.yaml: sizes, methods, horizons, seeds."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import field
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from llm_pretrain.config.fields import RULES, NonNegative, Positive, PositiveFloat
 from llm_pretrain.config.schedule import CooldownConfig
-from llm_pretrain.duration import EXAMPLES, Duration
+from llm_pretrain.duration import Duration
 from llm_pretrain.errors import UserError
 
 _PER_PARAMETER = re.compile(r"(?P<ratio>\d+(\.\d+)?)\s*tokens/parameter")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
+
+
+_EXAMPLES = '"2000 steps", "10B tokens" or "20 tokens/parameter"'
+_DECIDED = {
+    "run.seed": "use study.seeds",
+    "run.name": "use study.name",
+    "run.root": "use study.root",
+    "run.dir": "use study.root and study.name",
+    "run": "use study.name, study.root and study.seeds",
+    "schedule.total": "use study.horizons",
+    "plan": "use study.methods.NAME.cooldowns",
+    "resume": "apply it again, and it goes on",
+}
+"""What a study decides for each of its runs, and how it is told."""
+
+
+def _list_of_horizons(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError(f"got '{value}': a list is wanted, such as [300 steps, 10M tokens]")  # noqa: TRY004
+    return value
+
+
+def _without_nulls(value: object) -> object:
+    """On a command line, null takes an entry out of a file."""
+    if not isinstance(value, dict):
+        return value
+    return {name: entry for name, entry in value.items() if entry is not None}
+
+
+Horizons = Annotated[list[str], BeforeValidator(_list_of_horizons)]
+_NULLS = BeforeValidator(_without_nulls)
 
 
 @dataclass(config=RULES)
@@ -24,7 +55,7 @@ class SizeConfig:
 
     overrides: list[str] = field(default_factory=list)
     """What makes it this size, in the grammar of `train`: ["experiment=paper/33m"]."""
-    horizons: list[str] = field(default_factory=list)
+    horizons: Horizons = field(default_factory=list)
     """Its own horizons; empty: those of the study."""
 
 
@@ -36,9 +67,9 @@ class MethodConfig:
     """What differs from the study's other runs: ["schedule=cosine"]."""
     lr_factor: PositiveFloat = 1.0
     """Times the learning rate of the size. The paper's cosine has twice that of its trunk."""
-    cooldowns: dict[str, CooldownConfig] = field(default_factory=dict)
+    cooldowns: Annotated[dict[str, CooldownConfig], _NULLS] = field(default_factory=dict)
     """Branches from one trunk to each horizon, by the name that results have: length and shape."""
-    along: dict[str, Literal["loss", "average"]] = field(default_factory=dict)
+    along: Annotated[dict[str, Literal["loss", "average"]], _NULLS] = field(default_factory=dict)
     """What the trunk itself has at each horizon, by the name that results have. loss: of its
     parameters, or of what its update rule evaluates. average: the best of its averages, as the
     paper's sweep of windows. The trunk then trains to the longest horizon, and must evaluate at
@@ -63,14 +94,16 @@ class RateConfig:
 
 @dataclass(config=RULES)
 class LimitsConfig:
-    """What `apply` refuses to exceed, before anything starts. null: no limit."""
+    """What `apply` does not exceed. null: no limit."""
 
     device_hours: NonNegative | None = None
-    """Of all that is left to train, by measured speed or the estimate."""
+    """Of all that is left to train, by measured speed or the estimate; refused before anything
+    starts."""
     disk: NonNegative | None = None
-    """GiB of checkpoints that are kept, of the whole study."""
+    """GiB of checkpoints that are kept, of the whole study; refused before anything starts."""
     jobs: Positive | None = None
-    """Runs handed over at once; Slurm's own limit is MaxSubmitJobs."""
+    """Runs of the study that wait in a queue or train at once; the others wait for the next round.
+    Slurm's own limit is MaxSubmitJobs."""
 
 
 @dataclass(config=RULES)
@@ -83,13 +116,13 @@ class StudyConfig:
     """Folder of studies and runs, relative to the working directory."""
     overrides: list[str] = field(default_factory=list)
     """What all runs have in common, in the grammar of `train`."""
-    sizes: dict[str, SizeConfig] = field(default_factory=dict)
-    """Models, by the name that runs begin with."""
-    horizons: list[str] = field(default_factory=list)
+    sizes: Annotated[dict[str, SizeConfig], _NULLS] = field(default_factory=dict)
+    """Models, by the name that runs begin with; null takes one out."""
+    horizons: Horizons = field(default_factory=list)
     """Lengths of training to compare: steps, tokens, or "20 tokens/parameter" of all trained
     parameters."""
-    methods: dict[str, MethodConfig] = field(default_factory=dict)
-    """Ways to train, by the name that their runs have."""
+    methods: Annotated[dict[str, MethodConfig], _NULLS] = field(default_factory=dict)
+    """Ways to train, by the name that their runs have; null takes one out."""
     rate: RateConfig | None = None
     """Learning rate by size; null: as `overrides` say."""
     seeds: list[Annotated[int, Field(ge=0)]] = field(default_factory=lambda: [0])
@@ -120,18 +153,14 @@ class Horizon:
     def parse(cls, text: str, where: str) -> "Horizon":
         """Read "2000 steps", "10B tokens" or "20 tokens/parameter". Raises UserError."""
         match = _PER_PARAMETER.fullmatch(text.strip())
-        if match:
-            return cls(None, Fraction(match["ratio"]))
         try:
-            length = Duration.parse(text)
-        except ValueError as error:
-            raise UserError(f'{where}: {error}, or "20 tokens/parameter"') from None
-        if length.unit == "percent" or not length.amount:
-            raise UserError(
-                f"{where}: '{text}' is no horizon; use {EXAMPLES.rpartition(' or ')[0]} or "
-                '"20 tokens/parameter"'
-            )
-        return cls(length)
+            ratio = Fraction(match["ratio"]) if match else None
+            length = None if match else Duration.parse(text)
+        except ValueError:
+            raise UserError(f"{where}: '{text}' is no horizon; use {_EXAMPLES}") from None
+        if not ratio and (length is None or length.unit == "percent" or not length.amount):
+            raise UserError(f"{where}: '{text}' is no horizon; use {_EXAMPLES}")
+        return cls(length, ratio)
 
 
 def labels(study: StudyConfig) -> list[str]:
@@ -150,6 +179,23 @@ def check_study(study: StudyConfig) -> None:
         raise UserError("study: missing; choose one, such as study=mini")
     for problem in _problems(study):
         raise UserError(problem)
+    check_decided("study.overrides", study.overrides)
+    for kind, entries in (("sizes", study.sizes), ("methods", study.methods)):
+        for name, entry in entries.items():
+            check_decided(f"study.{kind}.{name}.overrides", entry.overrides)
+
+
+def check_decided(where: str, overrides: Iterable[str]) -> None:
+    """Raise UserError for what a run may say of itself and a study says for it.
+
+    `where`: the overrides are, for the message; empty: on the command line.
+    """
+    for text in overrides:
+        key = text.lstrip("+~").partition("=")[0]
+        for decided, instead in _DECIDED.items():
+            if key == decided or key.startswith(f"{decided}."):
+                name = f"{where}: " if where else ""
+                raise UserError(f"{name}{text}: a study decides that for its runs; {instead}")
 
 
 def _problems(study: StudyConfig) -> Iterator[str]:

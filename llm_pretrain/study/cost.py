@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from llm_pretrain.branch.plan import planned_steps
 from llm_pretrain.config.average import in_steps
 from llm_pretrain.config.schema import TrainConfig
+from llm_pretrain.errors import UserError
+from llm_pretrain.estimate.rates import unknown
 from llm_pretrain.model.flops import flops_per_token, parameter_count
 from llm_pretrain.runs import Run
 from llm_pretrain.schedule.schedule import clock_of, schedule_of
 
 _STATE = {"adamw": 12, "muon": 12, "schedule_free": 16, "schedule_free_plus": 20, "ademamix": 16}
 """Bytes in a checkpoint for each parameter, at most: itself and what the update rule keeps."""
+
+
+_HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,10 @@ class Speed:
     measured: bool
     """By a run of this study; else by the estimate."""
 
+    def hours(self, tokens: int) -> float:
+        """Device-hours of training on so many tokens."""
+        return tokens / self.rate / _HOUR
+
 
 def tokens_of(config: TrainConfig, begin: int, end: int) -> int:
     """Tokens of the steps from `begin` to `end`."""
@@ -28,16 +37,19 @@ def tokens_of(config: TrainConfig, begin: int, end: int) -> int:
     return clock.tokens_at(end) - clock.tokens_at(begin)
 
 
-def flops_of(config: TrainConfig, begin: int, end: int) -> int:
-    """Operations of the steps from `begin` to `end`, attention counted as a full square."""
-    per_token = flops_per_token(config.model, config.data.sequence_length, causal=False)
+def flops_of(config: TrainConfig, begin: int, end: int, *, causal: bool = False) -> int:
+    """Operations of the steps from `begin` to `end`; `causal`: without those of masked scores."""
+    per_token = flops_per_token(config.model, config.data.sequence_length, causal=causal)
     return tokens_of(config, begin, end) * per_token
 
 
 def measured_speed(run: Run) -> Speed | None:
-    """The newest speed in its metrics, if it has trained."""
+    """The newest speed in its metrics, if it has trained. Raises UserError."""
     sessions = run.record.sessions
-    rate = run.newest_metrics("tokens_per_second").get("tokens_per_second")
+    try:
+        rate = run.newest_metrics("tokens_per_second").get("tokens_per_second")
+    except ValueError as error:
+        raise UserError(f"{run.metrics_path}: cannot be read ({error})") from error
     if not rate or not sessions:
         return None
     return Speed(rate / sessions[-1].get("world_size", 1), measured=True)
@@ -48,12 +60,11 @@ def estimated_speed(config: TrainConfig) -> Speed | None:
 
     Raises UserError when the cluster's devices cannot be the ranks of the run.
     """
-    hardware = config.cluster.hardware
-    if hardware.matmul is None:
+    if unknown(config):
         return None
-    from llm_pretrain.estimate.plan import estimate  # noqa: PLC0415  (torch takes seconds)
+    from llm_pretrain.estimate import plan  # noqa: PLC0415  (torch takes seconds)
 
-    speed = estimate(config).speed
+    speed = plan.estimated_speed(config)
     return None if speed is None else Speed(speed.tokens_per_second, measured=False)
 
 

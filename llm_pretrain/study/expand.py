@@ -9,6 +9,7 @@ from typing import Literal
 from llm_pretrain.branch.plan import Branch, Origin, expand
 from llm_pretrain.branch.points import points
 from llm_pretrain.config.compose import compose, override
+from llm_pretrain.config.diff import differences, held_out
 from llm_pretrain.config.rules import check
 from llm_pretrain.config.schedule import CooldownConfig
 from llm_pretrain.config.schema import BranchSpec, TrainConfig
@@ -21,6 +22,7 @@ from llm_pretrain.study.config import (
     MethodConfig,
     SizeConfig,
     StudyConfig,
+    check_decided,
     check_study,
 )
 
@@ -33,7 +35,10 @@ class Result:
     label: str
     seed: int
     horizon: int
-    """Steps from step 0."""
+    """Steps from step 0, of its own run."""
+    column: int
+    """The same horizon in the steps of a method that changes nothing: by it results are compared,
+    since a horizon in tokens is other steps where a method has another batch."""
     run: Path
     read: Literal["loss", "average"]
     """What of the run's evaluation at `horizon`."""
@@ -63,6 +68,11 @@ class Stem:
         """Of `config`."""
         return schedule_of(self.config)
 
+    @property
+    def cooldowns(self) -> list[str]:
+        """Names of the results that are cooldowns."""
+        return list(dict.fromkeys(r.label for r in self.results if r.kind == "cooldown"))
+
     def branches_of(self, identity: str) -> list[Branch]:
         """The same with the id that the trunk has been given."""
         origin = Origin(self.config, identity, self.path)
@@ -88,23 +98,44 @@ def stems(study: StudyConfig, overrides: list[str], config_dir: Path | None = No
     Raises UserError when the study asks for what cannot be.
     """
     check_study(study)
+    check_decided("", overrides)
     compose_size = _Composer(study, config_dir)
     found: list[Stem] = []
     for name, size in study.sizes.items():
         try:
-            base = _base(study, compose_size(size))
-            horizons = _horizons(
-                study, name, size, _config(base, MethodConfig(), overrides, config_dir)
-            )
-            for method_name, method in study.methods.items():
-                config = _config(base, method, overrides, config_dir)
-                for seed in study.seeds:
-                    seeded = replace(config, run=replace(config.run, seed=seed))
-                    maker = _Maker(study, name, method_name, method, seeded)
-                    found += maker.stems(horizons)
+            found += _of_size(study, name, _base(study, compose_size(size)), overrides, config_dir)
         except UserError as error:
             raise UserError(f"study.sizes.{name}: {error}") from error
+    _check_held_out(found)
     return found
+
+
+def _of_size(
+    study: StudyConfig,
+    name: str,
+    base: TrainConfig,
+    overrides: list[str],
+    config_dir: Path | None,
+) -> Iterator[Stem]:
+    columns = _horizons(study, name, _config(base, MethodConfig(), overrides, config_dir))
+    for method_name, method in study.methods.items():
+        config = _config(base, method, overrides, config_dir)
+        horizons = dict(sorted(zip(_horizons(study, name, config), columns, strict=True)))
+        for seed in study.seeds:
+            seeded = replace(config, run=replace(config.run, seed=seed))
+            yield from _Maker(study, name, method_name, method, seeded, horizons).stems()
+
+
+def _check_held_out(found: Sequence[Stem]) -> None:
+    """Raise UserError when losses could not be compared, as they are of other text."""
+    first, *others = {(stem.size, stem.method): stem for stem in found}.values()
+    text = held_out(first.config)
+    for stem in others:
+        if changed := differences(text, held_out(stem.config)):
+            raise UserError(
+                f"study.methods: {first.config.run.name} and {stem.config.run.name} are evaluated "
+                f"on other text, which cannot be compared ({'; '.join(changed)}); use the same"
+            )
 
 
 class _Composer:
@@ -147,18 +178,20 @@ def _config(
     )
 
 
-def _horizons(study: StudyConfig, name: str, size: SizeConfig, config: TrainConfig) -> list[int]:
-    """In steps, ascending and each once."""
+def _horizons(study: StudyConfig, name: str, config: TrainConfig) -> list[int]:
+    """In steps of a run that has this config, in the study's order."""
+    size = study.sizes[name]
     where = f"study.sizes.{name}.horizons" if size.horizons else "study.horizons"
-    clock, found = clock_of(config), set()
+    clock, found = clock_of(config), list[int]()
     for text in size.horizons or study.horizons:
         horizon = Horizon.parse(text, where)
         if horizon.length is not None:
-            found.add(clock.point(horizon.length))
+            found.append(clock.point(horizon.length))
         else:
             assert horizon.ratio is not None
-            found.add(clock.step_at(int(horizon.ratio * parameter_count(config.model))))
-    return sorted(found)
+            tokens = int(horizon.ratio * parameter_count(config.model))
+            found.append(clock.step_at(max(1, tokens)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -171,7 +204,11 @@ class _Maker:
     method: MethodConfig
     config: TrainConfig
 
-    def stems(self, horizons: list[int]) -> Iterator[Stem]:
+    horizons: dict[int, int]
+    """In its own steps, ascending, each with its column."""
+
+    def stems(self) -> Iterator[Stem]:
+        horizons = list(self.horizons)
         if not self.method.scratch:
             yield self._trunk(horizons)
             return
@@ -216,7 +253,7 @@ class _Maker:
         self, label: str, horizon: int, run: Path, kind: Literal["cooldown", "along", "scratch"]
     ) -> Result:
         seed = self.config.run.seed
-        return Result(self.size, label, seed, horizon, run, "loss", kind)
+        return Result(self.size, label, seed, horizon, self.horizons[horizon], run, "loss", kind)
 
     def _placed(self, ending: str, total: int) -> TrainConfig:
         """The config with its end, and a name and place in the study's folder."""

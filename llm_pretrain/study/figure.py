@@ -9,7 +9,6 @@ from llm_pretrain.report.svg import drawn
 from llm_pretrain.report.words import count
 from llm_pretrain.study.config import StudyConfig, labels
 from llm_pretrain.study.results import Found, Mean
-from llm_pretrain.study.show import measured
 
 _LINES = ("-", "--", ":")
 _MARKS = ("o", "s", "^")
@@ -20,7 +19,7 @@ _APART = 0.003
 def draw(study: StudyConfig, found: Found, path: Path) -> None:
     """Losses by horizon with standard errors over seeds, beside each other for each size. Raises
     OSError."""
-    sizes = measured(study, found)
+    sizes = found.horizons.items()
     with drawn(path, 2.6 + max(4.4, 3.2 * len(sizes)), 4.2) as figure:
         for axes, (size, horizons) in zip(
             figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True

@@ -7,17 +7,22 @@ from llm_pretrain.study.config import StudyConfig, labels
 from llm_pretrain.study.results import Found
 
 
+def chosen(study: StudyConfig) -> str:
+    """The name of the results whose law the study is about: study.law, or the first cooldown."""
+    cooldowns = [name for method in study.methods.values() for name in method.cooldowns]
+    return study.law or [*cooldowns, *labels(study)][0]
+
+
 def fits(study: StudyConfig, found: Found) -> dict[str, Laws | str]:
     """By the name of the results, the law that the study asks for first; a text says why not."""
-    chosen = study.law or next(
-        (name for method in study.methods.values() for name in method.cooldowns), labels(study)[0]
-    )
-    order = sorted(labels(study), key=lambda label: label != chosen)
+    first = chosen(study)
     laws: dict[str, Laws | str] = {}
-    for label in order:
+    for label in [first, *(label for label in labels(study) if label != first)]:
         points = found.points(label)
         if points:
             laws[label] = fit_or_reason(points)
+        elif label == first:
+            laws[label] = "none of these results has been measured"
     return laws
 
 

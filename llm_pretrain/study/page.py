@@ -56,7 +56,7 @@ def _losses(study: StudyConfig, found: Found) -> str:
         "losses",
         "Losses",
         chart("losses-chart", charts.losses(study, found)),
-        *_by_size(study, found, labels(study), partial(show.cell, found)),
+        *_by_size(found, labels(study), partial(show.cell, study, found)),
         paragraph(said, "note"),
         *_differences(study, found),
         *missing,
@@ -64,10 +64,10 @@ def _losses(study: StudyConfig, found: Found) -> str:
 
 
 def _by_size(
-    study: StudyConfig, found: Found, names: Sequence[str], cell: Callable[[str, str, int], str]
+    found: Found, names: Sequence[str], cell: Callable[[str, str, int], str]
 ) -> Iterator[str]:
     """A table for each size, with a row for each of `names` and a column for each horizon."""
-    for size, horizons in show.measured(study, found):
+    for size, horizons in found.horizons.items():
         columns = [
             Column(f"{size}, at step"),
             *(Column(words.count(h), "number") for h in horizons),
@@ -86,9 +86,9 @@ def _differences(study: StudyConfig, found: Found) -> Iterator[str]:
         value = paired(found.cells.get((size, name, horizon), {}), base)
         return words.DASH if value is None else show.signed(value)
 
-    said = f"Differences to {first} at equal tokens, paired by seed; below zero is better."
+    said = f"Differences to {first} at the same horizon, paired by seed; below zero is better."
     yield paragraph(said)
-    yield from _by_size(study, found, others, cell)
+    yield from _by_size(found, others, cell)
 
 
 def _laws(laws: Mapping[str, Laws | str], found: Found) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Compare the runs that a study needs with the run directories; start what is missing."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llm_pretrain.branch.plan import planned_steps
@@ -13,13 +13,19 @@ from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import EXIT_CONTINUE, EXIT_OK, UserError
 from llm_pretrain.records import new_record
 from llm_pretrain.runs import Run, Seen
-from llm_pretrain.schedule.schedule import schedule_of
+from llm_pretrain.schedule.schedule import Schedule, schedule_of
 from llm_pretrain.study.cost import flops_of
 from llm_pretrain.study.expand import Stem
 from llm_pretrain.train.directory import change
 from llm_pretrain.train.start import check_job
 
 Launch = Callable[[Sequence[Run], ClusterConfig], int]
+STARTING = ("start", "continue")
+"""Actions that train a run."""
+HELD = "study.limits.jobs are under way"
+"""Why a run waits that could start."""
+_NOT_OURS = ("taken", "unreadable")
+"""How a place stands that holds no run of the study."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Standing:
     action: Action
     branches: tuple[Row, ...]
     reason: str = ""
+    steps: Mapping[Path, int] = field(default_factory=dict)
+    """The last step that each of these runs has reached, of those that are there."""
     prolongs: bool = False
     """Whether its directory has to be given a later end, or other branches to save for."""
 
@@ -52,23 +60,82 @@ def impossible(found: Iterable[Standing]) -> list[str]:
     return lines
 
 
-def create(found: Sequence[Standing], cluster: Callable[[TrainConfig], ClusterConfig]) -> list[Run]:
-    """Give every run that can start now its directory; returns these runs, longest first.
+def statuses(found: Iterable[Standing]) -> list[str]:
+    """How every run stands, in a word."""
+    return [word for one in found for word in (one.status, *(row.status for row in one.branches))]
 
-    `cluster`: where a run that has no directory yet, or a branch, will run. Raises UserError before
-    anything is created when a run could never start.
+
+def _reasons(found: Iterable[Standing]) -> list[str]:
+    return [text for one in found for text in (one.reason, *(row.reason for row in one.branches))]
+
+
+def under_way(found: Iterable[Standing]) -> int:
+    """How many runs wait in a queue or train."""
+    return sum(word in ("queued", "running") for word in statuses(found))
+
+
+def failed(found: Iterable[Standing]) -> bool:
+    """Whether a run failed."""
+    return "failed" in statuses(found)
+
+
+def held_back(
+    found: Sequence[Standing], jobs: int | None, but: Collection[Path] = ()
+) -> list[Standing]:
+    """The same, with no more to start than lets `jobs` runs be under way at once: the longest.
+
+    `but`: runs that take no place, as they will not be started. None: no limit.
     """
+    if jobs is None:
+        return list(found)
+    asked = {path: flops for path, flops in _starting(found) if path not in but}
+    order = sorted(asked, key=asked.__getitem__, reverse=True)
+    held = set(order[max(0, jobs - under_way(found)) :])
+
+    waiting: list[Standing] = []
+    for one in found:
+        rows = tuple(
+            replace(row, action="wait", reason=HELD) if row.branch.path in held else row
+            for row in one.branches
+        )
+        stem = replace(one, action="wait", reason=HELD) if one.stem.path in held else one
+        waiting.append(replace(stem, branches=rows))
+    return waiting
+
+
+def _starting(found: Iterable[Standing]) -> Iterator[tuple[Path, int]]:
+    """Runs that would start, with their operations."""
+    for one in found:
+        if one.action in STARTING:
+            yield one.stem.path, flops_of(one.stem.config, 0, one.stem.schedule.total)
+        for row in one.branches:
+            if row.action in STARTING:
+                branch = row.branch
+                yield branch.path, flops_of(branch.config, branch.start, branch.end)
+
+
+def check(found: Sequence[Standing], cluster: Callable[[TrainConfig], ClusterConfig]) -> None:
+    """Raise UserError, before anything is created, when a run could never start."""
     problems = impossible(found)
     if problems:
         raise UserError("\n".join(problems))
     for standing in found:
         if standing.action == "start":
             check_job(replace(standing.stem.config, cluster=cluster(standing.stem.config)))
+
+
+def create(found: Sequence[Standing], cluster: Callable[[TrainConfig], ClusterConfig]) -> list[Run]:
+    """Give every run that can start now its directory; returns these runs, longest first.
+
+    `cluster`: where a run that has no directory yet, or a branch, will run. Raises UserError before
+    anything is created when a run could never start.
+    """
+    check(found, cluster)
     runs: list[Run] = []
     for standing in found:
-        if standing.action in ("start", "continue"):
+        if standing.action in STARTING:
             runs.append(_obtain(standing, cluster))
-        if any(row.action in ("start", "continue") for row in standing.branches):
+        if any(row.action in STARTING for row in standing.branches):
             runs += create_branches(Run.open(standing.stem.path), standing.branches)
     return sorted(
         runs, key=lambda run: flops_of(run.config, run.begin, run.record.total), reverse=True
@@ -78,15 +145,24 @@ def create(found: Sequence[Standing], cluster: Callable[[TrainConfig], ClusterCo
 class Starter:
     """Starts runs round by round, each at most once for one command."""
 
-    def __init__(self, clusters: Callable[[TrainConfig], ClusterConfig], launch: Launch) -> None:
+    def __init__(
+        self,
+        clusters: Callable[[TrainConfig], ClusterConfig],
+        launch: Launch,
+        jobs: int | None = None,
+    ) -> None:
         """`clusters`: where a run's config has it run. `launch`: trains runs, or hands them over;
-        the exit code."""
-        self._clusters, self._launch = clusters, launch
+        the exit code. `jobs`: runs that may be under way at once."""
+        self._clusters, self._launch, self._jobs = clusters, launch, jobs
         self._started: set[Path] = set()
+        self.waiting = 0
+        """Runs that the last round left for another one."""
 
     def round(self, found: Sequence[Standing]) -> tuple[int, int]:
         """Start what can start now: how many, and the worst exit code. Raises UserError."""
-        runs = [run for run in create(found, self._clusters) if run.path not in self._started]
+        allowed = held_back(found, self._jobs, self._started)
+        self.waiting = sum(reason == HELD for reason in _reasons(allowed))
+        runs = [run for run in create(allowed, self._clusters) if run.path not in self._started]
         self._started |= {run.path for run in runs}
         groups: dict[str, tuple[ClusterConfig, list[Run]]] = {}
         for run in runs:
@@ -108,25 +184,48 @@ def _standing(stem: Stem, look: Look) -> Standing:
             for branch in stem.branches
         ]
         return Standing(stem, "missing", "start", tuple(waiting))
-    status = look.status(run)
-    changed = differences(own_trajectory(run.config), own_trajectory(stem.config))
-    old, new = schedule_of(run.config), stem.schedule
-    if not changed and not (old == new or new.prolongs(old)):
-        changed = [f"schedule: {old.describe()} -> {new.describe()}"]
+    try:
+        status = look.status(run)
+        changed = changes(run, stem.config, stem.schedule)
+        rows = () if changed else tuple(compare(run, stem.branches_of(run.record.id), look))
+    except UserError as error:
+        return Standing(stem, "unreadable", "impossible", (), str(error))
     if changed:
         reason = f"{stem.path} is another run; move it away ({'; '.join(changed)})"
         return Standing(stem, "taken", "impossible", (), reason)
-    rows = compare(run, stem.branches_of(run.record.id), look)
+    return replace(_going_on(stem, run, status, rows), steps=_steps(run, rows, look))
+
+
+def changes(run: Run, config: TrainConfig, schedule: Schedule) -> list[str]:
+    """How a run differs from the one that the study wants in its place, a line each.
+
+    `schedule`: of `config`. A trunk may end elsewhere. Raises UserError when it cannot be read.
+    """
+    changed = differences(own_trajectory(run.config), own_trajectory(config))
+    old = schedule_of(run.config)
+    if changed or old == schedule or schedule.prolongs(old):
+        return changed
+    return [f"schedule: {old.describe()} -> {schedule.describe()}"]
+
+
+def _steps(trunk: Seen, rows: Sequence[Row], look: Look) -> dict[Path, int]:
+    own = [row.branch.path for row in rows if row.status not in ("missing", *_NOT_OURS)]
+    return {run.path: run.record.step for run in (trunk, *(look.runs[path] for path in own))}
+
+
+def _going_on(stem: Stem, run: Seen, status: str, rows: tuple[Row, ...]) -> Standing:
+    """How a run that is there goes on, which may have to be prolonged."""
+    old, new = schedule_of(run.config), stem.schedule
     prolongs = old.total < new.total or not _plans(run, stem)
     done = not prolongs and status in UNDER_WAY
     if prolongs and status in ("running", "queued"):
         reason = "it has an earlier end or plan; apply again when it has ended"
-        return Standing(stem, status, "wait", tuple(rows), reason)
+        return Standing(stem, status, "wait", rows, reason)
     if prolongs and status == "finished" and old.total >= new.total:
         # Nothing is left to train; whether its checkpoints serve the new branches, they say.
-        return Standing(stem, status, "none", tuple(rows))
+        return Standing(stem, status, "none", rows)
     action: Action = "none" if done else "continue"
-    return Standing(stem, status, action, tuple(rows), prolongs=prolongs)
+    return Standing(stem, status, action, rows, prolongs=prolongs)
 
 
 def _plans(run: Seen, stem: Stem) -> bool:

@@ -2,19 +2,23 @@
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llm_pretrain.config.average import BEST
+from llm_pretrain.config.diff import differences, held_out
+from llm_pretrain.config.schema import TrainConfig
 from llm_pretrain.errors import UserError
 from llm_pretrain.runs import Run
 from llm_pretrain.scaling.counting import Counting
 from llm_pretrain.scaling.points import Excluded, Point
+from llm_pretrain.schedule.schedule import Schedule
 from llm_pretrain.study.cost import tokens_of
 from llm_pretrain.study.expand import Result, Stem
+from llm_pretrain.study.reconcile import changes
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Found:
     measured: tuple[Measured, ...]
     excluded: tuple[Excluded, ...]
     """Results that are not there yet, each with the reason."""
+    runs: tuple[Path, ...] = ()
+    """All that are there of the study's own, measured or not."""
 
     def points(self, label: str) -> list[Point]:
         """Of the results called so."""
@@ -40,13 +46,19 @@ class Found:
 
     @cached_property
     def cells(self) -> dict[tuple[str, str, int], dict[int, float]]:
-        """Losses by seed, by size, label and horizon in steps."""
+        """Losses by seed, by size, label and column."""
         table: dict[tuple[str, str, int], dict[int, float]] = {}
         for one in self.measured:
             result = one.result
-            key = (result.size, result.label, result.horizon)
+            key = (result.size, result.label, result.column)
             table.setdefault(key, {})[result.seed] = one.loss
         return table
+
+    @cached_property
+    def horizons(self) -> dict[str, list[int]]:
+        """By size, in the study's order: where something is measured, in steps, ascending."""
+        sizes = dict.fromkeys(size for size, _, _ in self.cells)
+        return {size: sorted({h for other, _, h in self.cells if other == size}) for size in sizes}
 
 
 @dataclass(frozen=True)
@@ -75,42 +87,80 @@ def collect(stems: Sequence[Stem], counting: Counting | None = None) -> Found:
     counts = counting or Counting()
     measured: list[Measured] = []
     excluded: list[Excluded] = []
+    runs: list[Path] = []
     for stem in stems:
-        for run, wanted in _by_run(stem.results).items():
-            reader = _Reader.at(run)
-            for result in wanted:
+        by_run = _by_run(stem.results)
+        for wanted in _runs(stem):
+            reader = _Reader.at(wanted)
+            runs += [wanted.path] if reader.own else []
+            for result in by_run.get(wanted.path, []):
                 loss = reader.loss(result)
                 if isinstance(loss, str):
                     excluded.append(Excluded(_named(result), loss))
                 else:
                     measured.append(_measured(stem, result, loss, counts))
-    return Found(tuple(measured), tuple(excluded))
+    return Found(tuple(measured), tuple(excluded), tuple(runs))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A run of the study, as it should be."""
+
+    path: Path
+    config: TrainConfig
+    schedule: Schedule
+    parent: str | None = None
+    """Id of the trunk, where that is known."""
+
+    def problem(self, run: Run) -> str:
+        """Why what is there is another run; empty when it is not. Raises UserError."""
+        changed = changes(run, self.config, self.schedule)
+        link = run.record.parent
+        if not changed and self.parent and link and link.run != self.parent:
+            changed = [f"its parent: {link.run} -> {self.parent}"]
+        return f"another run: {'; '.join(changed)}" if changed else ""
+
+
+def _runs(stem: Stem) -> Iterator[_Wanted]:
+    yield _Wanted(stem.path, stem.config, stem.schedule)
+    trunk = Run(stem.path).identity
+    for branch in stem.branches:
+        yield _Wanted(branch.path, branch.config, branch.schedule, trunk)
 
 
 @dataclass(frozen=True)
 class _Reader:
     """The evaluations of a run, by step."""
 
-    problem: str | None
-    """Why there are none to be read."""
-    finished: bool
-    state: str
-    rows: dict[int, dict[str, Any]]
+    problem: str
+    """Why there are none to be read; empty when there are."""
+    own: bool = False
+    """Whether it is there, and as the study would train it."""
+    finished: bool = False
+    state: str = ""
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def at(cls, path: Path) -> "_Reader":
-        if not Run.exists(path):
-            return cls("not started", False, "", {})
-        run = Run.open(path)
+    def at(cls, wanted: _Wanted) -> "_Reader":
+        if not Run.exists(wanted.path):
+            return cls("not started")
         try:
+            run = Run.open(wanted.path)
+            other = wanted.problem(run)
             record, metrics = run.record, run.metrics()
-        except (UserError, OSError, ValueError) as error:
-            return cls(str(error), False, "", {})
+            rows = {row["step"]: row for row in metrics if "val_loss" in row}
+        except UserError as error:
+            return cls(str(error))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return cls(f"metrics.jsonl cannot be read ({error})")
+        if other:
+            return cls(other)
+        text = differences(held_out(run.config), held_out(wanted.config))
         state = f"{run.status} at step {record.step:,} of {record.total:,}"
         if record.reason:
             state += f" ({record.reason.splitlines()[0]})"
-        rows = {row["step"]: row for row in metrics if "val_loss" in row}
-        return cls(None, record.state == "finished", state, rows)
+        problem = f"evaluated on other text: {'; '.join(text)}" if text else ""
+        return cls(problem, True, record.state == "finished", state, rows)
 
     def loss(self, result: Result) -> float | str:
         """What was measured, or why it was not."""

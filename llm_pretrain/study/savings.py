@@ -6,8 +6,10 @@ from pathlib import Path
 
 from llm_pretrain.model.flops import flops_per_token
 from llm_pretrain.report.analysis import Amount, Cost, costs, spent
-from llm_pretrain.report.collect import collect
+from llm_pretrain.report.collect import collect_runs
 from llm_pretrain.report.data import RunData
+from llm_pretrain.runs import Seen
+from llm_pretrain.study.expand import Stem
 
 
 @dataclass(frozen=True)
@@ -32,26 +34,16 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Family:
-    """A trunk with its finished cooldowns, against each of them from scratch."""
+class Saved:
+    """Finished cooldowns of one name with their trunks, against each of them from scratch."""
 
-    trunk: str
+    label: str
+    trunks: int
     cooldowns: int
-    needed: Spent
-    scratch: Spent
-
-
-@dataclass(frozen=True)
-class Savings:
-    """All families of a study."""
-
-    families: tuple[Family, ...]
     needed: Spent
     """Trunks to their last branch point, and the cooldowns."""
     scratch: Spent
     """Every cooldown's horizon from step 0, at the measured speed of the same steps."""
-    everything: Spent
-    """All that the study trained, also references and what no cooldown needed."""
 
     @property
     def flops_ratio(self) -> float:
@@ -65,47 +57,50 @@ class Savings:
         return None if needed is None or not scratch else needed / scratch
 
 
-def reuse_ratio(horizons: Sequence[float], cooldown: float) -> float:
-    """Cost of one trunk and its cooldowns over that of a run for each horizon.
+@dataclass(frozen=True)
+class Savings:
+    """Of a whole study."""
 
-    The trunk with the last cooldown is as long as the longest horizon; each other one costs only
-    its cooldown, the share `cooldown` of its horizon. `horizons` in any unit of cost.
+    saved: tuple[Saved, ...]
+    """One entry a name: cooldowns of several shapes could each have the trunks to themselves."""
+    everything: Spent
+    """All that the study's runs trained, also references and what no cooldown needed."""
+
+
+def savings(stems: Sequence[Stem], own: Sequence[Path], *, causal: bool = False) -> Savings | None:
+    """What reuse saved; None before a cooldown has finished.
+
+    `own`: the study's runs that are there. `causal`: operations without those of masked scores.
     """
-    longest = max(horizons)
-    return (longest + cooldown * (sum(horizons) - longest)) / sum(horizons)
-
-
-def savings(folder: Path) -> Savings | None:
-    """Of the runs in a study's folder; None before a cooldown has finished."""
-    runs = collect(folder).runs
-    found = costs(runs)
+    if not own:
+        return None
+    place = own[0].parent
+    runs = collect_runs(place, [Seen(path) for path in own]).runs
+    found: list[Saved] = []
+    for label in dict.fromkeys(label for stem in stems for label in stem.cooldowns):
+        paths = {r.run for stem in stems for r in stem.results if r.label == label}
+        family = [run for run in runs if run.record.parent is None or run.path in paths]
+        if cost := costs(family):
+            found.append(_saved(label, cost, causal))
     if not found:
         return None
-    families = tuple(_family(cost) for cost in found)
-    return Savings(
-        families=families,
-        needed=Spent.total(family.needed for family in families),
-        scratch=Spent.total(family.scratch for family in families),
-        everything=Spent.total(_everything(runs)),
+    everything = Spent.total(_spent(run, spent(run, run.done), causal) for run in runs)
+    return Savings(tuple(found), everything)
+
+
+def _saved(label: str, found: Sequence[Cost], causal: bool) -> Saved:
+    return Saved(
+        label=label,
+        trunks=len(found),
+        cooldowns=sum(len(cost.finished) for cost in found),
+        needed=Spent.total(_spent(cost.trunk, cost.needed, causal) for cost in found),
+        scratch=Spent.total(_spent(cost.trunk, cost.scratch, causal) for cost in found),
     )
 
 
-def _family(cost: Cost) -> Family:
-    return Family(
-        trunk=cost.trunk.label,
-        cooldowns=len(cost.finished),
-        needed=_spent(cost.trunk, cost.needed),
-        scratch=_spent(cost.trunk, cost.scratch),
-    )
-
-
-def _everything(runs: Sequence[RunData]) -> Iterable[Spent]:
-    return (_spent(run, spent(run, run.done)) for run in runs)
-
-
-def _spent(run: RunData, amount: Amount) -> Spent:
+def _spent(run: RunData, amount: Amount, causal: bool) -> Spent:
     """With the operations of the run's model, and the devices that its seconds were of."""
-    per_token = flops_per_token(run.config.model, run.config.data.sequence_length, causal=False)
+    per_token = flops_per_token(run.config.model, run.config.data.sequence_length, causal=causal)
     devices = run.record.sessions[-1].get("world_size", 1) if run.record.sessions else 1
     seconds = None if amount.seconds is None else amount.seconds * devices
     return Spent(amount.tokens, amount.tokens * per_token, seconds)

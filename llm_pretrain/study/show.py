@@ -1,17 +1,18 @@
 """What the command `study` prints."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from llm_pretrain.report import words
-from llm_pretrain.study.budget import GIB, Budget, Line
+from llm_pretrain.study.budget import GIB, Budget, Line, amount
 from llm_pretrain.study.config import StudyConfig, labels
-from llm_pretrain.study.reconcile import Standing
+from llm_pretrain.study.reconcile import Standing, statuses
 from llm_pretrain.study.results import Found, Mean
-from llm_pretrain.study.savings import Savings, Spent
+from llm_pretrain.study.savings import Saved, Savings, Spent
 
 _HEADS = ("run", "from", "to", "state", "apply would", "tokens", "FLOPs", "device-hours")
 _MANY = 200
@@ -57,12 +58,13 @@ def totals(found: Budget) -> list[str]:
     else:
         how = "measured" if all(x.speed and x.speed.measured for x in found.lines) else "estimated"
         lines.append(f"device-hours: {hours(whole)}, of which {hours(left)} are left ({how} speed)")
-    if found.ratio is not None:
-        lines.append(
-            f"trunks with cooldowns: {found.shared_flops:.3g} FLOPs; each of these results from "
-            f"scratch: {found.scratch_flops:.3g}; ratio {found.ratio:.3f}"
-        )
-    lines.append(f"apply would start {words.plural(found.starting, 'run')} now")
+    lines += [
+        f"{label}: trunks with cooldowns take {saved.needed:.3g} FLOPs, as many runs from scratch "
+        f"{saved.scratch:.3g}: ratio {saved.ratio:.3f}"
+        for label, saved in found.reuse.items()
+    ]
+    wait = f"; {found.held} more wait for study.limits.jobs" if found.held else ""
+    lines.append(f"apply would start {words.plural(found.starting, 'run')} now{wait}")
     return lines
 
 
@@ -73,42 +75,41 @@ def _told(line: Line) -> bool:
 
 def hours(value: float | None) -> str:
     """Device-hours; a dash where they are not known."""
-    return words.DASH if value is None else f"{value:.3g}"
+    return words.DASH if value is None else amount(value)
 
 
 def results(study: StudyConfig, found: Found, console: Console) -> None:
     """Losses of each size by method and horizon, means over seeds, and why others are missing."""
-    for size, horizons in measured(study, found):
+    for size, horizons in found.horizons.items():
         table = Table(title=f"{study.name}, {size}: validation loss at step", title_justify="left")
         table.add_column("")
         for horizon in horizons:
             table.add_column(words.count(horizon), justify="right")
         for label in labels(study):
-            table.add_row(label, *(cell(found, size, label, horizon) for horizon in horizons))
+            table.add_row(
+                label, *(cell(study, found, size, label, horizon) for horizon in horizons)
+            )
         console.print(table)
+    for text in left_out(found):
+        console.print(f"left out: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def left_out(found: Found) -> list[str]:
+    """Every result that is missing, by the reason: a study of which little is there has many."""
+    names: dict[str, list[str]] = {}
     for one in found.excluded:
-        console.print(f"left out: {one.run}: {one.reason}", highlight=False, markup=False)
+        names.setdefault(one.reason, []).append(one.run)
+    return [f"{', '.join(runs)}: {reason}" for reason, runs in names.items()]
 
 
-def measured(study: StudyConfig, found: Found) -> list[tuple[str, list[int]]]:
-    """Sizes of which something is measured, in the study's order, and at which horizons in steps,
-    ascending."""
-    seen = {(size, horizon) for size, _, horizon in found.cells}
-    at = {size: sorted(horizon for other, horizon in seen if other == size) for size in study.sizes}
-    return [(size, horizons) for size, horizons in at.items() if horizons]
-
-
-def cell(found: Found, size: str, label: str, horizon: int) -> str:
-    """A mean with its standard error, and the number of seeds when it is not all."""
+def cell(study: StudyConfig, found: Found, size: str, label: str, horizon: int) -> str:
+    """A mean with its standard error, and of how many of the study's seeds where it has several."""
     losses = found.cells.get((size, label, horizon))
-    return mean(Mean.of(list(losses.values()))) if losses else words.DASH
-
-
-def mean(value: Mean) -> str:
-    """3.1234 ± 0.0012 (3)."""
-    if value.stderr is None:
-        return f"{value.mean:.4f}"
-    return f"{value.mean:.4f} ± {value.stderr:.4f} ({value.count})"
+    if not losses:
+        return words.DASH
+    value = Mean.of(list(losses.values()))
+    error = "" if value.stderr is None else f" ± {value.stderr:.4f}"
+    return f"{value.mean:.4f}{error}" + (f" ({value.count})" if len(study.seeds) > 1 else "")
 
 
 def signed(value: Mean) -> str:
@@ -117,50 +118,39 @@ def signed(value: Mean) -> str:
     return text if value.stderr is None else f"{text} ± {value.stderr:.4f}"
 
 
-def savings(found: Savings | None, console: Console) -> None:
-    """What the trunks saved."""
-    for text in saved(found):
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
 def saved(found: Savings | None) -> list[str]:
-    """The same as sentences."""
+    """What the trunks saved, as sentences."""
     if found is None:
         return ["savings: none to tell before a cooldown has finished"]
-    cooldowns = sum(family.cooldowns for family in found.families)
-    time = found.time_ratio
-    ratio = "" if time is None else f" and {time:.3f} of the device time"
-    return [
-        f"{words.plural(cooldowns, 'cooldown')} from {words.plural(len(found.families), 'trunk')} "
-        f"took {found.flops_ratio:.3f} of the FLOPs{ratio} of as many runs from scratch: "
-        f"{_spent(found.needed)} against {_spent(found.scratch)}",
-        f"the whole study, references included: {_spent(found.everything)}",
-    ]
+    return [*map(_saved, found.saved), f"all runs of the study: {_spent(found.everything)}"]
+
+
+def _saved(one: Saved) -> str:
+    ratio = "" if one.time_ratio is None else f" and {one.time_ratio:.3f} of the device time"
+    return (
+        f"{one.label}: {words.plural(one.cooldowns, 'cooldown')} from "
+        f"{words.plural(one.trunks, 'trunk')} took {one.flops_ratio:.3f} of the FLOPs{ratio} of "
+        f"as many runs from scratch: {_spent(one.needed)} against {_spent(one.scratch)}"
+    )
 
 
 def _spent(value: Spent) -> str:
     return f"{value.flops:.3g} FLOPs, {words.duration(value.seconds)}"
 
 
-def under_way(found: Iterable[Standing]) -> bool:
-    """Whether a run waits in a queue or trains."""
-    return any(word in ("queued", "running") for word in _statuses(found))
-
-
-def failed(found: Iterable[Standing]) -> bool:
-    """Whether a run failed."""
-    return "failed" in _statuses(found)
-
-
 def summary(found: Sequence[Standing]) -> str:
     """How many runs stand how: '9 finished, 2 queued, 4 missing'."""
-    return counted(_statuses(found))
+    return counted(statuses(found))
+
+
+def waiting(runs: int, folder: Path) -> str:
+    """That runs could start but for the limit, and what starts them."""
+    return (
+        f"{words.plural(runs, 'run')} more can start when fewer are under way (study.limits.jobs): "
+        f"llm-pretrain study watch {folder}"
+    )
 
 
 def counted(statuses: Sequence[str]) -> str:
     """Equal words once, with their number."""
     return ", ".join(f"{count} {word}" for word, count in Counter(statuses).items())
-
-
-def _statuses(found: Iterable[Standing]) -> list[str]:
-    return [word for one in found for word in (one.status, *(row.status for row in one.branches))]

@@ -14,14 +14,14 @@ from tests.scaling.known import points
 def test_laws_and_what_has_none() -> None:
     own = points(noise=0.001)
     measured = tuple(
-        Measured(Result(p.size, "wsd", 0, i, Path(p.run), "loss", "cooldown"), p.loss, p)
+        Measured(Result(p.size, "wsd", 0, i, i, Path(p.run), "loss", "cooldown"), p.loss, p)
         for i, p in enumerate(own)
     )
     cooldown = MethodConfig(cooldowns={}, along={"wsd": "loss", "cosine": "loss", "swa": "average"})
     page = render(
         StudyConfig(name="known", methods={"constant": cooldown}),
         Found(measured, ()),
-        planned=Budget((), 0, 0),
+        planned=Budget((), {}),
         laws={"wsd": fit(own), "cosine": "too few points", "swa": "too few points"},
         spent=None,
         counting="",

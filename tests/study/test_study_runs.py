@@ -1,6 +1,7 @@
 """A small study really trained: what it equals, what a second command does, how it goes on."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,14 +11,16 @@ import pytest
 from llm_pretrain.checkpoint.store import CheckpointStore
 from llm_pretrain.config.compose import compose_command
 from llm_pretrain.errors import guarded
+from llm_pretrain.records import Parent
 from llm_pretrain.runs import Run
 from llm_pretrain.scaling.counting import Counting
 from llm_pretrain.schedule.schedule import schedule_of
+from llm_pretrain.study.budget import budget
 from llm_pretrain.study.config import StudyArgs
 from llm_pretrain.study.expand import Stem, stems
 from llm_pretrain.study.reconcile import survey
 from llm_pretrain.study.results import collect
-from llm_pretrain.study.savings import reuse_ratio, savings
+from llm_pretrain.study.savings import savings
 from tests.support import CONF, metrics, tiny
 
 Cli = Callable[..., int]
@@ -138,7 +141,7 @@ def test_what_is_counted_is_a_choice(study: Apply, capsys: pytest.CaptureFixture
         # Of 32 keys a token attends to 33 / 2 on average: queries of 32 channels in 2 blocks.
         saved = 3 * 2 * 4 * 32 * (32 - 33 / 2)
         assert whole[point.run].flops - point.flops == saved * point.tokens
-    assert study("fit", "--embedding", "left-out", "--attention=causal") == 0
+    assert study("fit", "--embedding", "left-out", "--attention=causal") == 2
     assert "without the embedding. C: counted product by product, attention with unmasked" in (
         " ".join(capsys.readouterr().out.split())
     )
@@ -146,16 +149,27 @@ def test_what_is_counted_is_a_choice(study: Apply, capsys: pytest.CaptureFixture
 
 
 def test_savings_are_counted_from_the_runs(study: Apply) -> None:
-    found = savings(Path("runs/tiny"))
+    """Of the study as asked: what else is in the folder is not its own."""
+    asked = expanded()
+    found = savings(asked, collect(asked).runs)
     assert found is not None
-    assert [family.cooldowns for family in found.families] == [3, 3]
-    each = (16 + 2 + 3 + 4) * 8 * 32
-    assert [family.needed.tokens for family in found.families] == [each, each]
-    assert found.flops_ratio == pytest.approx(25 / 45, rel=1e-12)
-    assert found.flops_ratio == pytest.approx(reuse_ratio([10, 15, 20], 0.2), rel=1e-12)
+    (wsd,) = found.saved
+    assert (wsd.label, wsd.trunks, wsd.cooldowns) == ("wsd", 2, 6)
+    assert wsd.needed.tokens == 2 * (16 + 2 + 3 + 4) * 8 * 32
+    assert wsd.flops_ratio == pytest.approx(25 / 45, rel=1e-12)
     # Beside them: four steps of each trunk for its averages, and two cosines.
     assert found.everything.tokens == 2 * (20 + 9 + 20) * 8 * 32
-    assert found.time_ratio is not None
+    assert wsd.time_ratio is not None
+    fewer = expanded("~study.sizes.large", "study.horizons=[10 steps, 20 steps]")
+    less = savings(fewer, collect(fewer).runs, causal=True)
+    assert less is not None
+    assert less.saved[0].flops_ratio == pytest.approx((16 + 2 + 4) / 30, rel=1e-12)
+    assert less.everything.tokens == (20 + 2 + 4 + 20) * 8 * 32
+    # Of 32 keys a token attends to 33 / 2 on average: queries of 32 channels in 2 blocks.
+    full = savings(fewer, collect(fewer).runs)
+    assert full is not None
+    saved = full.everything.flops - less.everything.flops
+    assert saved == 3 * 2 * 4 * 32 * (32 - 33 / 2) * less.everything.tokens
 
 
 def test_pinned_steps_of_the_trunk_are_there(study: Apply) -> None:
@@ -166,12 +180,12 @@ def test_pinned_steps_of_the_trunk_are_there(study: Apply) -> None:
 
 
 def test_fit_and_report(study: Apply, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert study("fit") == 0
+    assert study("fit") == 2, "no law of wsd"
     printed = capsys.readouterr().out
     assert "No law of wsd" in printed
     assert printed.count("too few points for a law") == 2, "once for the same reason"
     assert "took 0.556 of the FLOPs" in printed
-    assert study("fit", "--json") == 0
+    assert study("fit", "--json") == 2
     data = json.loads(capsys.readouterr().out)
     assert len(data["losses"]) == 14
     own = [one for one in data["losses"] if one["run"].startswith("small-constant-s0.")]
@@ -199,6 +213,109 @@ def test_another_run_in_its_place_is_refused(
     assert "small-constant-s0 is another run" in printed
     assert "optimizer.lr: 0.003 -> 0.001" in printed
     assert content(Path("runs")) == before
+
+
+def test_only_what_the_study_would_train_is_measured(
+    study: Apply, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = collect(expanded("optimizer.lr=1e-3", "model.qk_norm=true"))
+    assert (found.measured, found.runs) == ((), ())
+    reasons = {one.run: one.reason for one in found.excluded}
+    changed = "model.qk_norm: False -> True; optimizer.lr: 0.003 -> 0.001"
+    assert reasons["small-constant-s0.12-15.1-sqrt"] == f"another run: {changed}"
+    assert reasons["small-constant-s0 at step 15 (swa)"] == f"another run: {changed}"
+    (reason,) = {one.reason for one in collect(expanded("eval.sequences=7")).excluded}
+    assert reason == "evaluated on other text: eval.sequences: 20 -> 7"
+    assert study("fit", "optimizer.lr=1e-3") == 2
+    said = capsys.readouterr().err
+    assert (
+        "small-cosine-20-s0, large-cosine-20-s0: another run: optimizer.lr: 0.006 -> 0.002" in said
+    )
+    assert "train it with llm-pretrain study apply study=tiny" in said
+
+
+def test_a_branch_of_another_trunk_is_not_the_studys(study: Apply) -> None:
+    branch = Run.open(Path("runs/tiny/small-constant-s0.12-15.1-sqrt"))
+    link = branch.record.parent
+    assert link is not None
+    branch.update(parent=Parent("elsewhere", link.step))
+    try:
+        (one,) = collect(expanded()).excluded
+    finally:
+        branch.update(parent=link)
+    assert one.run == branch.path.name
+    assert one.reason == f"another run: its parent: elsewhere -> {link.run}"
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("small-constant-s0", "run.json"),
+        ("small-constant-s0.12-15.1-sqrt", "run.json"),
+        ("small-constant-s0.12-15.1-sqrt", "config.yaml"),
+        ("small-constant-s0", "metrics.jsonl"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_named(
+    study: Apply, capsys: pytest.CaptureFixture[str], name: str, file: str
+) -> None:
+    broken = Path("runs/tiny", name, file)
+    kept = broken.read_bytes()
+    broken.write_bytes(b"{\n")
+    try:
+        assert study("plan") == (2 if file == "metrics.jsonl" else 0), "without it, no speed"
+        printed = capsys.readouterr()
+        assert study("fit") == 2
+        fitted = capsys.readouterr().out
+        excluded = collect(expanded()).excluded
+        if file != "metrics.jsonl":
+            assert study("apply") == 2
+            assert file in capsys.readouterr().err
+    finally:
+        broken.write_bytes(kept)
+    assert f"{name}/{file}" in printed.out + printed.err
+    assert {one.run.partition(" ")[0] for one in excluded} == {name}
+    assert all(file in one.reason for one in excluded)
+    assert f"left out: {name}" in fitted
+    assert "of the FLOPs" in fitted, "what those saved that can be read"
+
+
+def test_its_folder_names_a_study(
+    study: Apply, capsys: pytest.CaptureFixture[str], cli: Cli, tmp_path: Path
+) -> None:
+    where = f"--config-dir={CONF}"
+    assert study("fit") == 2
+    asked = capsys.readouterr().out
+    assert cli("study", "fit", "runs/tiny", where) == 2
+    assert capsys.readouterr().out == asked
+    copy = tmp_path / "copy"
+    shutil.copytree("runs/tiny", copy, symlinks=True)
+    assert cli("study", "fit", str(copy), where) == 2
+    assert capsys.readouterr().out == asked.replace("tiny, ", "copy, ")
+    more = ["study.horizons=[10 steps, 40 steps]", "~study.sizes.large"]
+    assert cli("study", "plan", str(copy), where, *more) == 0
+    printed = capsys.readouterr().out
+    assert "small-constant-s0.32-40" in printed
+    assert "large" not in printed
+    assert cli("study", "plan", str(tmp_path), where) == 2
+    assert "has no study.yaml; a new study is asked for as study=NAME" in capsys.readouterr().err
+
+
+def test_what_is_left_is_counted_from_the_steps_done(study: Apply) -> None:
+    def left(*overrides: str) -> int:
+        found = budget(survey(expanded(*overrides)), lambda config: config.cluster)
+        return sum(line.tokens_left for line in found.lines)
+
+    step = 8 * 32
+    assert left() == 0
+    # Each trunk goes from 20 to 25, a branch from 20 to 25, and a cosine is new.
+    assert left(LONGER) == 2 * (5 + 5 + 25) * step
+    run = Run.open(Path("runs/tiny/large-cosine-20-s0"))
+    run.update(state="interrupted", step=18)
+    try:
+        assert left() == 2 * step
+    finally:
+        run.update(state="finished", step=20)
 
 
 def test_a_later_horizon_prolongs_the_trunk_and_trains_new_branches_only(
