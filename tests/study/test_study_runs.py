@@ -1,7 +1,10 @@
 """A small study really trained: what it equals, what a second command does, how it goes on."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,7 +24,7 @@ from llm_pretrain.study.expand import Stem, stems
 from llm_pretrain.study.reconcile import survey
 from llm_pretrain.study.results import collect
 from llm_pretrain.study.savings import savings
-from tests.support import CONF, metrics, tiny
+from tests.support import CONF, ROOT, metrics, tiny
 
 Cli = Callable[..., int]
 Apply = Callable[..., int]
@@ -394,3 +397,20 @@ def test_two_shapes_share_the_trunk() -> None:
         "linear"
     ] * 3
     assert {r.label for r in stem.results} == {"wsd", "linear", "swa"}
+
+
+def test_two_commands_at_once_train_every_run_once(study: Apply, cache: Path) -> None:
+    """Real processes; the one that finds a run in the other's hands leaves it there."""
+    asked = ["study=tiny", f"--config-dir={CONF}", f"data.cache={cache}", "study.name=twice"]
+    asked += ["study.sizes.large=null", "study.methods.constant=null", "cluster.jobs=1"]
+    asked += ["study.methods.cosine.only=all", "study.horizons=[10 steps, 15 steps]"]
+    command = [sys.executable, "-m", "llm_pretrain.cli", "study", "apply", *asked]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pair = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    for process in pair:
+        process.wait()
+    found = [Run.open(path.parent).record for path in Path("runs/twice").glob("*/run.json")]
+    assert sorted((r.name, r.state, len(r.sessions)) for r in found) == [
+        ("small-cosine-10-s0", "finished", 1),
+        ("small-cosine-15-s0", "finished", 1),
+    ]
