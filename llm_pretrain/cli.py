@@ -22,6 +22,7 @@ _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns 
   llm-pretrain study  plan|apply|watch|fit|report study=NAME   sizes x horizons, and their law
   llm-pretrain export RUN FOLDER [step=N]             write Hugging Face Llama weights
   llm-pretrain average RUN [FOLDER] steps=[N,N]|last=K  the same of a mean of checkpoints
+  llm-pretrain import HF_FOLDER RUN [KEY=VALUE ...]   a run that begins with Llama weights
   llm-pretrain estimate [KEY=VALUE ...]               memory, traffic and speed of a run to come
   llm-pretrain bench [KEY=VALUE ...]                  measure how fast this machine trains
   llm-pretrain preflight [KEY=VALUE ...]              whether these nodes are fit to train
@@ -66,6 +67,9 @@ _COMMANDS = {
     ),
     "average": _Command(
         "llm_pretrain.weights.command:average", "llm_pretrain.weights.help:average_help"
+    ),
+    "import": _Command(
+        "llm_pretrain.weights.imported:import_weights", "llm_pretrain.weights.help:import_help"
     ),
     "estimate": _Command(
         "llm_pretrain.estimate.command:estimate",

@@ -14,8 +14,8 @@ from tests.support import CONF, ROOT, command, metrics, record, tiny
 Train = Callable[..., int]
 HEAVY = ("torch", "datasets", "wandb", "plotly", "transformers", "submitit", "scipy", "matplotlib")
 COMMANDS = (
-    *("train", "branch", "status", "tree", "report", "study", "export", "average", "estimate"),
-    *("bench", "preflight", "schedule", "theory", "reanalyse", "laws"),
+    *("train", "branch", "status", "tree", "report", "study", "export", "average", "import"),
+    *("estimate", "bench", "preflight", "schedule", "theory", "reanalyse", "laws"),
 )
 ACTIONS = (
     *("branch plan", "branch apply", "branch watch", "schedule show", "laws fit", "laws compare"),
