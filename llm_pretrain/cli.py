@@ -103,8 +103,7 @@ def main() -> None:
 def dispatch(arguments: Sequence[str]) -> int:
     """Run the subcommand named first, or print its help; the exit code. Raises UserError."""
     if not arguments or arguments[0] in (*_ASKS, "help"):
-        print(_HELP)
-        return EXIT_OK
+        return _show(_HELP)
     name, *rest = arguments
     if name == "--version":
         print(__version__)
@@ -113,10 +112,17 @@ def dispatch(arguments: Sequence[str]) -> int:
         raise UserError(f"{name}: no such command; {did_you_mean(name, _COMMANDS)}")
     command = _COMMANDS[name]
     if any(word in _ASKS for word in rest) or not (rest or command.bare):
-        print(_found(command.help)())
-        return EXIT_OK
+        return _show(_found(command.help)())
     code: int = _found(command.run)(rest)
     return code
+
+
+def _show(text: str) -> int:
+    # A reader such as `head` may leave early.
+    from llm_pretrain.terminal import write
+
+    write(f"{text}\n")
+    return EXIT_OK
 
 
 def _found(place: str) -> Any:
