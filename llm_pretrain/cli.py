@@ -22,6 +22,7 @@ _HELP = f"""llm-pretrain {__version__}: a constant learning rate, and cooldowns 
   llm-pretrain study  plan|apply|watch|fit|report study=NAME   sizes x horizons, and their law
   llm-pretrain export RUN FOLDER [step=N]             write Hugging Face Llama weights
   llm-pretrain average RUN [FOLDER] steps=[N,N]|last=K  the same of a mean of checkpoints
+  llm-pretrain import HF_FOLDER RUN [KEY=VALUE ...]   a run that begins with Llama weights
   llm-pretrain estimate [KEY=VALUE ...]               memory, traffic and speed of a run to come
   llm-pretrain bench [KEY=VALUE ...]                  measure how fast this machine trains
   llm-pretrain preflight [KEY=VALUE ...]              whether these nodes are fit to train
@@ -67,6 +68,9 @@ _COMMANDS = {
     "average": _Command(
         "llm_pretrain.weights.command:average", "llm_pretrain.weights.help:average_help"
     ),
+    "import": _Command(
+        "llm_pretrain.weights.imported:import_weights", "llm_pretrain.weights.help:import_help"
+    ),
     "estimate": _Command(
         "llm_pretrain.estimate.command:estimate",
         "llm_pretrain.estimate.help:estimate_help",
@@ -99,8 +103,7 @@ def main() -> None:
 def dispatch(arguments: Sequence[str]) -> int:
     """Run the subcommand named first, or print its help; the exit code. Raises UserError."""
     if not arguments or arguments[0] in (*_ASKS, "help"):
-        print(_HELP)
-        return EXIT_OK
+        return _show(_HELP)
     name, *rest = arguments
     if name == "--version":
         print(__version__)
@@ -109,10 +112,17 @@ def dispatch(arguments: Sequence[str]) -> int:
         raise UserError(f"{name}: no such command; {did_you_mean(name, _COMMANDS)}")
     command = _COMMANDS[name]
     if any(word in _ASKS for word in rest) or not (rest or command.bare):
-        print(_found(command.help)())
-        return EXIT_OK
+        return _show(_found(command.help)())
     code: int = _found(command.run)(rest)
     return code
+
+
+def _show(text: str) -> int:
+    # A reader such as `head` may leave early.
+    from llm_pretrain.terminal import write
+
+    write(f"{text}\n")
+    return EXIT_OK
 
 
 def _found(place: str) -> Any:

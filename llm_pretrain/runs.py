@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -70,10 +70,17 @@ class Run:
             probe.rmdir()
 
     @classmethod
-    def create(cls, config: TrainConfig, record: Record, tokenizer: Path | None = None) -> "Run":
+    def create(
+        cls,
+        config: TrainConfig,
+        record: Record,
+        tokenizer: Path | None = None,
+        more: Callable[["Run"], None] | None = None,
+    ) -> "Run":
         """Create the directory in one step, or return the one that another process created.
 
-        `tokenizer` is copied into it: a branch keeps its parent's whatever its data are.
+        `tokenizer` is copied into it: a branch keeps its parent's whatever its data are. `more`
+        writes what else it begins with.
 
         Raises UserError when the place is taken by something else or cannot be written.
         """
@@ -86,6 +93,8 @@ class Run:
             replace(record, fingerprints=run._write_config(config)).write(run.record_path)
             if tokenizer is not None:
                 shutil.copyfile(tokenizer, temporary / "tokenizer.json")
+            if more is not None:
+                more(run)
             published = atomic.publish_folder(temporary, path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)

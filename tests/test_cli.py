@@ -1,5 +1,6 @@
 """The command line: help without torch, suggestions, Hydra's flags, multirun, export."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from tests.support import CONF, ROOT, command, metrics, record, tiny
 Train = Callable[..., int]
 HEAVY = ("torch", "datasets", "wandb", "plotly", "transformers", "submitit", "scipy", "matplotlib")
 COMMANDS = (
-    *("train", "branch", "status", "tree", "report", "study", "export", "average", "estimate"),
-    *("bench", "preflight", "schedule", "theory", "reanalyse", "laws"),
+    *("train", "branch", "status", "tree", "report", "study", "export", "average", "import"),
+    *("estimate", "bench", "preflight", "schedule", "theory", "reanalyse", "laws"),
 )
 ACTIONS = (
     *("branch plan", "branch apply", "branch watch", "schedule show", "laws fit", "laws compare"),
@@ -63,6 +64,15 @@ def test_no_help_imports_anything_heavy() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_may_leave_before_the_end_of_a_help() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    asks = [sys.executable, "-m", "llm_pretrain.cli", "import", "--help"]
+    done = subprocess.run(asks, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_help_names_every_command(cli: Train, capsys: pytest.CaptureFixture[str]) -> None:

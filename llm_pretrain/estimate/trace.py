@@ -116,28 +116,12 @@ def trace(config: TrainConfig, layout: Layout, passes: int, *, grouped: bool) ->
     # How far blocks reach into what the ones beside them do.
     edge = 1 + config.engine.prefetch + config.engine.offload_activations
     blocks, passes = min(config.model.layers, 2 * edge + 1), min(passes, _TRACED_PASSES)
-    small = replace(
-        config,
-        model=replace(config.model, layers=blocks),
-        # Compiled blocks are traced as they are written; offloaded state as if on the device.
-        engine=replace(config.engine, compile=False, offload="none"),
-        # What fp8's products keep for the backward pass are their inputs in bfloat16, too.
-        precision=replace(config.precision, name="bf16" if config.precision.low else "fp32"),
-    )
     data = config.data
     rows = min(data.micro_batch, data.global_batch // layout.data_size)
     with fake_world(layout, grouped=grouped) as world:
         ledger = Ledger()
-        engine = FakeEngine(small, world, ledger)
-        marks = _Marks(engine, ledger)
-        with engine.running():
-            tokens = torch.zeros(rows, data.sequence_length + 1, dtype=torch.int64)
-            for number in range(passes):
-                marks.start()
-                engine.forward_backward(tokens, weight=1 / passes, last=number == passes - 1)
-            ledger.begin("update")
-            engine.step(lr=1e-3)
-        ledger.begin("end")
+        engine = FakeEngine(_traceable(config, blocks), world, ledger)
+        _run(engine, ledger, (rows, data.sequence_length + 1), passes)
         sizes, moments = _sizes(engine)
     block, rest = sizes
     # An update treats all parameters alike, and those of the other blocks are not traced.
@@ -160,6 +144,31 @@ def trace(config: TrainConfig, layout: Layout, passes: int, *, grouped: bool) ->
         block_moments=moments[0],
         piecewise=engine.rule.piecewise,
     )
+
+
+def _traceable(config: TrainConfig, blocks: int) -> TrainConfig:
+    """The config with so many blocks, and without what changes nothing that is traced."""
+    return replace(
+        config,
+        model=replace(config.model, layers=blocks),
+        # Compiled blocks are traced as they are written; offloaded state as if on the device.
+        engine=replace(config.engine, compile=False, offload="none"),
+        # What fp8's products keep for the backward pass are their inputs in bfloat16, too.
+        precision=replace(config.precision, name="bf16" if config.precision.low else "fp32"),
+    )
+
+
+def _run(engine: FakeEngine, ledger: Ledger, shape: tuple[int, int], passes: int) -> None:
+    """An update of so many passes into the ledger, each on tokens of this shape."""
+    marks = _Marks(engine, ledger)
+    with engine.running():
+        tokens = torch.zeros(shape, dtype=torch.int64)
+        for number in range(passes):
+            marks.start()
+            engine.forward_backward(tokens, weight=1 / passes, last=number == passes - 1)
+        ledger.begin("update")
+        engine.step(lr=1e-3)
+    ledger.begin("end")
 
 
 def _sizes(engine: FakeEngine) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from llm_pretrain.config.schema import ModelConfig
 from llm_pretrain.errors import UserError
 
-_FIELDS = {
+FIELDS = {
     "vocab_size": "vocab_size",
     "width": "hidden_size",
     "layers": "num_hidden_layers",
@@ -51,7 +51,7 @@ def to_llama(config: ModelConfig, end_of_text_id: int | None, max_positions: int
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **{theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()},
+        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
         "max_position_embeddings": max_positions,
         # transformers 5 reads rope_parameters, transformers 4 rope_theta and rope_scaling.
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
@@ -80,11 +80,11 @@ def from_llama(content: dict[str, Any], path: Path) -> ModelConfig:
         UserError: `Transformer` cannot compute this model; names the field and its value.
     """
     _refuse_foreign(content, path)
-    given = {ours: content[theirs] for ours, theirs in _FIELDS.items() if _has(content, theirs)}
+    given = {ours: content[theirs] for ours, theirs in FIELDS.items() if _has(content, theirs)}
     for ours in _SIZES:
         if type(given.get(ours)) is not int or given[ours] <= 0:
             value = json.dumps(given.get(ours))
-            raise UserError(f"{path}: {_FIELDS[ours]}={value}; needs a positive whole number")
+            raise UserError(f"{path}: {FIELDS[ours]}={value}; needs a positive whole number")
     defaults = {
         "kv_heads": given["heads"],
         "head_dim": given["width"] // given["heads"],
@@ -95,7 +95,7 @@ def from_llama(content: dict[str, Any], path: Path) -> ModelConfig:
         config = ModelConfig(**{**defaults, **given, "rope_theta": _rope_theta(content, path)})
     except ValidationError as error:
         first = error.errors()[0]
-        field = _FIELDS[str(first["loc"][0])]
+        field = FIELDS[str(first["loc"][0])]
         raise UserError(f"{path}: {field}={first['input']!r}; {first['msg']}") from None
     if config.heads % config.kv_heads:
         raise UserError(

@@ -131,7 +131,9 @@ def _load(
     averages.load(step, lambda state: fill(folder, state, group=world.io_group), saved)
     if known:
         _set_rng(rng, world)
-    return "" if goes_on else f"the parent had optimizer={rule}"
+    if goes_on:
+        return ""
+    return f"the parent had optimizer={rule}" if other else "the checkpoint has weights only"
 
 
 def _in(saved: set[str], state: State) -> State:

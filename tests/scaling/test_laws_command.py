@@ -110,6 +110,7 @@ def test_one_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["fit", PUBLISHED, "--figure", "a.svg"], "--figure: of `laws compare`"),
         (["compare", PUBLISHED, "--budget", "1e20"], "--budget: of `laws fit`"),
         (["compare", PUBLISHED, "--out", "no/such.html"], "--out: the folder no does not exist"),
+        (["compare", PUBLISHED, "--figure", "a.png"], "--figure: 'a.png' does not end in .svg"),
     ],
 )
 def test_bad_input(

@@ -180,6 +180,16 @@ def test_the_papers_savings(size: str, horizons: tuple[int, ...], ratio: float) 
     assert found["wsd-linear"] == found["wsd"]
 
 
+def test_groups_of_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "mine.yaml").write_text("weight_decay: 0.07\n")
+    asked = compose_command("study", ["study=mini", "optimizer=mine"], StudyArgs, tmp_path)
+    found = stems(asked.study, asked.overrides, tmp_path)
+    assert {stem.config.optimizer.weight_decay for stem in found} == {0.07}
+    with pytest.raises(UserError, match="optimizer=mine: unknown"):
+        stems(asked.study, asked.overrides)
+
+
 @pytest.mark.parametrize("name", ["mini", "paper_small", "gpu_mini", "compare_anytime"])
 def test_shipped_studies(name: str) -> None:
     asked = compose_command("study", [f"study={name}"], StudyArgs)
