@@ -5,12 +5,12 @@
 #
 # PART leaves OUT_FOLDER/PART.json and OUT_FOLDER/PART.log. The minutes are guesses for an H100:
 #
-#   check     2   whether things work: what is chosen, 20 steps of training, tests marked gpu
+#   check     2   whether things work: what is chosen, 20 steps of training
 #   speed    10   a step of 1B, 3B, 124M, 360M; compiled and not; each attention kernel; memory
 #   peers     9   the same models by us and by Hugging Face's Llama, in one process
 #   fp8       9   loss of 300 steps of 1B in fp8 against bf16; speed at 3B, 8B's blocks, 1B
 #   profile   5   where the time of an update goes, at 1B, 3B, 124M
-#   study     9   a trunk of 33M, six cooldowns and a cosine on the Python sources installed there
+#   study     9   study=gpu_mini: sizes of 10M to 100M, cooldowns to four horizons, the law
 #
 # No part begins anything after 8:50, and what still runs after 9:35 is ended. What was left out is
 # said at the end and in the JSON; take it in another call, with other files to keep:
@@ -26,13 +26,13 @@
 #
 #   every part   hydra-core omegaconf antlr4-python3-runtime pydantic pydantic-core
 #                annotated-types typing-inspection typing-extensions
-#   study        submitit (branch apply), plotly with narwhals (report; without it no page)
+#   study        submitit, scipy (the law; without it only the losses)
 #   fp8          torchao, or transformer-engine
 #   attention    flash-attn, flash-attn-3 or flash-attn-4 for the kernels of these names
 #
 # omegaconf needs the antlr4-python3-runtime that it names, of which there is no wheel: build one.
 # pydantic-core is not pure Python: take the one for the machine's Python and processor. Not needed:
-# datasets (the texts are parquet, read by pyarrow), wandb, deepspeed, matplotlib, scipy. In a folder
+# datasets, wandb, deepspeed, matplotlib, plotly. In a folder
 # of wheels made elsewhere:
 #
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 \

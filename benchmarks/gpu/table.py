@@ -36,10 +36,9 @@ _ABOUT = {
         "the same work takes alone."
     ),
     "study": (
-        "A trunk of 33M on the Python sources that are installed, cooldowns of two shapes to three "
-        "horizons, and a cosine to the longest, at twice the trunk's rate. Rates are not tuned. "
-        "The error is that of the held-out text, the same for all runs: differences between runs "
-        "are known better."
+        "`study=gpu_mini`: four sizes, four horizons each from one trunk at a constant rate, and a "
+        "cosine to the longest at twice the trunk's rate, on the standard library's source. Rates "
+        "are not tuned, and the text is read several times."
     ),
 }
 _STEP = (
@@ -79,7 +78,7 @@ def replaced(text: str, part: str, new: str) -> str:
 
 
 def _check(measured: Measured) -> Iterator[str]:
-    names = ("step of 124M", "training for 20 steps", "tests marked gpu")
+    names = ("step of 124M", "training for 20 steps")
     yield from _head(("what", "came of it"), 2)
     for name in names:
         result = measured.result(name)
@@ -212,28 +211,33 @@ def _profile(measured: Measured) -> Iterator[str]:
 
 
 def _study(measured: Measured) -> Iterator[str]:
-    columns = ("run", "horizon", "steps", "tokens", "held-out loss", "error", "minus the cosine's")
-    yield from _head(columns, 2)
-    longest = (measured.result(study.PROBE) or {}).get("horizon", 0)
-    by = {(i["result"]["shape"], i["result"]["step"]): i["result"] for i in _runs(measured)}
-    reference = by.get((study.COSINE, longest), {}).get("val_loss")
-    steps = dict(zip(study.PARTS, study.Plan(longest).ends, strict=True))
-    for shape, horizons in study.expected():
-        for part in horizons:
-            result = by.get((shape, steps[part]))
-            if result is None:
-                missing = measured.why(study.PROBE) if not longest else "not yet measured"
-                yield _line([shape, f"{part:.0%}", "", "", missing, "", ""])
-                continue
-            loss = result["val_loss"]
-            minus = f"{loss - reference:+.4f}" if reference is not None else ""
-            numbers = [f"{result['step']:,}", f"{result['tokens']:,}"]
-            cells = [*numbers, f"{loss:.4f}", f"{result['val_stderr']:.4f}", minus]
-            yield _line([shape, f"{part:.0%}", *cells])
-
-
-def _runs(measured: Measured) -> list[dict[str, Any]]:
-    return [i for i in measured.items.values() if i["result"] and "val_loss" in i["result"]]
+    yield from _head(("result", "parameters", "tokens", "held-out loss"), 1)
+    for name, tokens in study.expected():
+        result = measured.result(name)
+        if result is None:
+            why = measured.why(name) if name in measured.items else measured.why(study.RUNS)
+            yield _line([name, "", f"{tokens:,}", why])
+        else:
+            loss = f"{result['loss']:.4f}"
+            yield _line([name, f"{result['params']:,}", f"{result['tokens']:,}", loss])
+    yield ""
+    yield from _head(("law of the cooldowns", "value", "95% interval"), 1)
+    found = measured.result(study.LAW)
+    for name in study.PARAMETERS:
+        if found is None:
+            yield _line([name, measured.why(study.LAW), ""])
+            continue
+        value = found["law"][name]
+        ends = ["open" if value[end] is None else f"{value[end]:.4g}" for end in ("low", "high")]
+        yield _line([name, f"{value['value']:.4g}", " to ".join(ends)])
+    for what, key in (("FLOPs", "flops"), ("device time", "seconds")):
+        spent = (found or {}).get("savings", {}).get("saved", [])
+        said = (
+            f"{spent[0]['needed'][key] / spent[0]['scratch'][key]:.3f}"
+            if spent
+            else measured.why(study.LAW)
+        )
+        yield _line([f"{what}, trunks with cooldowns / from scratch", said, ""])
 
 
 def _head(columns: Sequence[str], left: int) -> list[str]:

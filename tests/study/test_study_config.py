@@ -32,7 +32,7 @@ WSD = CooldownConfig(length=Duration.parse("20%"))
 PAPER = StudyConfig(
     name="paper",
     root="nowhere",
-    sizes={"33m": SizeConfig(["experiment=paper/33m"])},
+    sizes={"m33": SizeConfig(["experiment=paper/33m"])},
     horizons=["3000 steps", "7000 steps", "10000 steps"],
     methods={"constant": MethodConfig(cooldowns={"wsd": WSD})},
 )
@@ -52,8 +52,8 @@ def costs(study: StudyConfig) -> Budget:
 
 def test_a_trunk_and_its_branches() -> None:
     (stem,) = expanded(PAPER)
-    assert stem.config.run.name == "33m-constant-s0"
-    assert stem.path == Path("nowhere/paper/33m-constant-s0")
+    assert stem.config.run.name == "m33-constant-s0"
+    assert stem.path == Path("nowhere/paper/m33-constant-s0")
     # 20% of each horizon cooled down; the trunk itself needs to go no further than the last start.
     assert [(b.start, b.end) for b in stem.branches] == [(2400, 3000), (5600, 7000), (8000, 10000)]
     assert stem.schedule.total == 8000
@@ -76,9 +76,9 @@ def test_an_average_needs_the_trunk_to_the_longest_horizon() -> None:
 def test_runs_from_scratch() -> None:
     found = expanded(replace(PAPER, methods={"cosine": COSINE}))
     assert [s.config.run.name for s in found] == [
-        "33m-cosine-3000-s0",
-        "33m-cosine-7000-s0",
-        "33m-cosine-10000-s0",
+        "m33-cosine-3000-s0",
+        "m33-cosine-7000-s0",
+        "m33-cosine-10000-s0",
     ]
     assert [s.schedule.total for s in found] == [3000, 7000, 10000]
     # conf/experiment/paper/33m.yaml has 1e-3, and the paper's cosine twice that.
@@ -111,7 +111,7 @@ def test_null_takes_a_size_out() -> None:
 
 def test_rates_by_size() -> None:
     sizes = {
-        "33m": SizeConfig(["experiment=paper/33m"]),
+        "m33": SizeConfig(["experiment=paper/33m"]),
         "93m": SizeConfig(["experiment=paper/93m"]),
     }
     rate = RateConfig(lr=1e-3, parameters=33_479_040, exponent=-0.5)
@@ -123,7 +123,7 @@ def test_rates_by_size() -> None:
 def test_seeds_are_sets_of_runs() -> None:
     found = expanded(replace(PAPER, seeds=[3, 5]))
     assert [s.config.run.seed for s in found] == [3, 5]
-    assert [s.config.run.name for s in found] == ["33m-constant-s3", "33m-constant-s5"]
+    assert [s.config.run.name for s in found] == ["m33-constant-s3", "m33-constant-s5"]
 
 
 def test_costs_by_hand() -> None:
@@ -218,7 +218,7 @@ def test_shipped_studies(name: str) -> None:
         ),
         (
             {"methods": {**PAPER.methods, "c": replace(COSINE, overrides=["eval.sequences=7"])}},
-            "33m-constant-s0 and 33m-c-10000-s0 are evaluated on other text.*1600 -> 7",
+            "m33-constant-s0 and m33-c-10000-s0 are evaluated on other text.*1600 -> 7",
         ),
         ({"horizons": []}, "study.horizons: empty"),
         ({"horizons": ["350 steps"]}, "from step 280 on, within the warmup of 300"),
