@@ -5,9 +5,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
+# A help that is printed by `write` needs neither.
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 _COLOURS = ("cyan", "yellow", "magenta", "green", "red", "blue")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -53,11 +56,13 @@ def draw(
     height: int = 14,
     log_x: bool = False,
     log_y: bool = False,
-) -> Text:
+) -> "Text":
     """Curves of Braille dots, each named by a letter at its right end, and the legend.
 
     `curves`: x ascending and y of each, by name; `width` and `height` in characters, without axes.
     """
+    from rich.text import Text  # noqa: PLC0415
+
     xs, ys = ([curve[axis] for curve in curves.values()] for axis in (0, 1))
     across, down = _Axis.of(xs, log_x), _Axis.of(ys, log_y)
     cells: dict[tuple[int, int], tuple[int, int]] = {}  # (row, column) -> (dots, curve)
@@ -82,8 +87,10 @@ def draw(
     return text
 
 
-def console() -> Console:
+def console() -> "Console":
     """Where tables go: as wide as the terminal, and so wide elsewhere that they do not fold."""
+    from rich.console import Console  # noqa: PLC0415
+
     found = Console()
     if not found.is_terminal:
         found.width = max(found.width, _PIPE_WIDTH)
