@@ -140,9 +140,10 @@ def test_bf16_is_the_autocast_of_the_plain_module(crew: Crew, stage: int) -> Non
     plain, _ = reference(configured(precision="bf16"))
     exact, _ = reference(configured())
     ranks = crew.run(numbers, zero(stage, precision="bf16"))
-    # What q, k and v send back to their common input adds up in bfloat16, and DeepSpeed's hooks of
-    # stage 3 change the order.
-    assert_near_numbers([seen for seen, _ in ranks], plain, 30 if stage == 3 else 3)
+    # A sum in bfloat16 depends on the size of what a processor adds up at once: up to 3.4e-4 was
+    # seen on one, 1e-4 on another. What q, k and v send back to their common input adds up so, too,
+    # and DeepSpeed's hooks of stage 3 change the order.
+    assert_near_numbers([seen for seen, _ in ranks], plain, 30 if stage == 3 else 10)
     assert plain[0] != pytest.approx(exact[0], rel=1e-5)
 
 

@@ -175,7 +175,7 @@ def _start(request: Request) -> dict[int, int]:
             os.environ.update(request.environment)
             if change:
                 globals()[change]()
-            child([request.arguments], Path(f"{request.log}.{number}"))
+            child([request.arguments], Path(f"{request.log}.{number}"), str(ROOT))
         pids[number] = pid
     return pids
 

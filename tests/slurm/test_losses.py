@@ -65,8 +65,10 @@ def test_a_node_fails(lab: Lab, whole: Whole) -> None:
 
 
 def test_a_rank_that_hangs_is_named_and_its_node_avoided(lab: Lab, whole: Whole) -> None:
+    # So long that it cannot be done before the rank is stopped.
+    long = ("schedule.total=400 steps", "eval.every=200 steps")
     patience = ("engine.timeout=10", "checkpoint.timeout=10")
-    lab.train("run", *LONG, *TWO_NODES, *patience, hang(lab, rank=1))
+    lab.train("run", *long, *TWO_NODES, *patience, hang(lab, rank=1))
     run = lab.finish("run")
     first, second = record(run)["sessions"]
     node = first["nodes"][1]
@@ -77,4 +79,4 @@ def test_a_rank_that_hangs_is_named_and_its_node_avoided(lab: Lab, whole: Whole)
     # ends.
     dumps = {path.name for path in (run / "flight-recorder" / "session-1").iterdir()}
     assert "rank-0000.json" in dumps
-    assert_same_run(run, whole(2, *LONG), 100)
+    assert_same_run(run, whole(2, *long), 400)
