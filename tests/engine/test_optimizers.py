@@ -42,8 +42,8 @@ LAYOUTS = {
     "copies 2": (Ranks(replicate=2), SUMS),
     "tensor 2": (Ranks(tensor=2), SUMS),
     "context 2": (Ranks(context=2), SUMS),
-    "HSDP 2x2": (Ranks(replicate=2, shard=2), SUMS),
-    "tensor 2, FSDP 2": (Ranks(shard=2, tensor=2), (*SUMS, "AdEMAMix")),
+    "HSDP 2x2": (Ranks(replicate=2, shard=2), ("schedule-free+",)),
+    "tensor 2, FSDP 2": (Ranks(shard=2, tensor=2), ("schedule-free+", "Muon")),
 }
 BOUND = 1e-6
 """Relative, of each loss over twenty steps. Measured: 3e-7."""
