@@ -10,7 +10,12 @@ from llm_pretrain.branch.plan import Branch
 from llm_pretrain.branch.reconcile import Look, apply, compare, wanted
 from llm_pretrain.branch.show import show
 from llm_pretrain.branch.watch import Watcher
-from llm_pretrain.config.arguments import check_flags, seconds_option, split_arguments
+from llm_pretrain.config.arguments import (
+    check_flags,
+    of_cluster,
+    seconds_option,
+    split_arguments,
+)
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose_branch, override
 from llm_pretrain.config.rules import check_branch_spec
@@ -43,9 +48,8 @@ def branch(arguments: Sequence[str]) -> int:
     place = Path(asked.parent)
     parent = Run.open(place if place.name not in ("", "..") else place.resolve())
     branches = wanted(parent, _specs(parent, asked), config_dir)
-    chosen = [o for o in asked.overrides if o.lstrip("+").startswith("cluster")]
     # They run as their parent did, but for what the command line says.
-    cluster = override(parent.config, chosen, config_dir).cluster
+    cluster = override(parent.config, of_cluster(asked.overrides), config_dir).cluster
     if action == "watch":
         return _watch(parent, branches, cluster, seconds)
     return _once(parent, branches, cluster, start=action == "apply")

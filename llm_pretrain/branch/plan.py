@@ -17,6 +17,7 @@ from llm_pretrain.branch.mean import (
     refuse_training,
 )
 from llm_pretrain.branch.points import clock_from, points
+from llm_pretrain.config.arguments import key_of
 from llm_pretrain.config.compose import AUTO, override
 from llm_pretrain.config.diff import differences, fingerprint, own_trajectory, trajectory
 from llm_pretrain.config.optimizer_rules import check_branches
@@ -255,8 +256,8 @@ def _plain(part: CooldownConfig | ScheduleConfig) -> dict[str, Any]:
 
 def _refuse_fixed(overrides: Sequence[str]) -> None:
     for text in overrides:
-        key, _, value = text.lstrip("+~").partition("=")
-        if key == "optimizer.lr" and value == AUTO:
+        key = key_of(text)
+        if key == "optimizer.lr" and text.partition("=")[2] == AUTO:
             raise UserError("optimizer.lr=auto: is for whole runs; for a longer horizon use extend")
         for fixed, reason in _FIXED.items():
             if key == fixed or key.startswith(f"{fixed}."):

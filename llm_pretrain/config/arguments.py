@@ -1,7 +1,7 @@
 """What the commands take beside overrides: flags in Hydra's manner, and which are known where."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from llm_pretrain.errors import UserError, did_you_mean, writing
@@ -10,6 +10,16 @@ _FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--info", "-i"),
     *("--config-name", "-cn", "--config-path", "-cp"),
 )
+
+
+def key_of(override: str) -> str:
+    """The key of an override: 'optimizer.lr' of '+optimizer.lr=1e-3'."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def of_cluster(overrides: Iterable[str]) -> list[str]:
+    """Those that say where a run is trained."""
+    return [text for text in overrides if text.lstrip("+").startswith("cluster")]
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], Path | None, list[str]]:

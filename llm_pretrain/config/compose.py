@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from llm_pretrain.config import schema
+from llm_pretrain.config.arguments import key_of
 from llm_pretrain.config.explain import check_key, dataclasses_in, explain, fields_of
 from llm_pretrain.config.groups import conf_dir, groups, option
 from llm_pretrain.config.optimizer_rules import check_rate_of_experiment
@@ -40,7 +41,7 @@ def compose(
 ) -> schema.TrainConfig:
     """Compose conf/NAME.yaml with `overrides`. Raises UserError for anything wrong in them."""
     config = build_train(_compose(name, overrides, schema.TrainConfig, config_dir))
-    if {"optimizer", "experiment"} <= (given := {_key(text) for text in overrides}):
+    if {"optimizer", "experiment"} <= (given := {key_of(text) for text in overrides}):
         check_rate_of_experiment(config.optimizer, "optimizer.lr" in given)
     return config
 
@@ -86,7 +87,7 @@ def override(
     """
     data = schema.to_dict(config)
     known = groups(config_dir)
-    for change in check_overrides(overrides, schema.TrainConfig, config_dir):
+    for change in _checked(overrides, schema.TrainConfig, known):
         if change.is_sweep_override():
             raise UserError(f"{change.input_line}: several values need --multirun")
         if change.key_or_group in known and change.key_or_group in data:
@@ -144,7 +145,13 @@ def check_overrides(
     overrides: Sequence[str], cls: type[Any], config_dir: Path | None = None
 ) -> list[Override]:
     """Parse overrides and refuse unknown keys and group options, naming the nearest valid one."""
-    known = groups(config_dir)
+    return _checked(overrides, cls, groups(config_dir))
+
+
+def _checked(
+    overrides: Sequence[str], cls: type[Any], known: dict[str, list[str]]
+) -> list[Override]:
+    """The same, with the options of all groups, which take a look at the files to know."""
     parsed = _parse(overrides)
     for item in parsed:
         key, value = item.key_or_group, (item.input_line or "").partition("=")[2]
@@ -226,10 +233,6 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise UserError(f"{str(error).splitlines()[0]} (write overrides as key=value)") from error
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
 
 
 def _merge(data: dict[str, Any], option: dict[str, Any], cls: type[Any]) -> None:

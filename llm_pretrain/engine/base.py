@@ -103,6 +103,14 @@ class Remembered:
         whole = lacking <= rule.late
         return cls(whole, _without(state, missing) if whole else {}, lacking)
 
+    def begin(self, rule: Rule, step: int) -> None:
+        """Make what the checkpoint of `step` does not have, once the parameters are loaded; all
+        ranks together."""
+        if not self.whole:
+            rule.make_state(step)
+        elif self.lacking:
+            rule.begin(self.lacking)
+
 
 def _without(state: State, names: Collection[str], prefix: str = "") -> State:
     """The leaves that are not called so in a checkpoint."""

@@ -133,10 +133,7 @@ class FsdpEngine:
         point = found.whole and self.rule.averages
         model = {} if point else {n: p.detach() for n, p in self._parameters.items()}
         fp8.loading(self.model, self._config.precision, fill)({"model": model, **found.state})
-        if not found.whole:
-            self.rule.make_state(step)
-        elif found.lacking:
-            self.rule.begin(found.lacking)
+        found.begin(self.rule, step)
         return found.whole
 
     def _of_rule(self) -> State:

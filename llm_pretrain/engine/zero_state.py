@@ -81,10 +81,7 @@ class ZeroState:
             for key, kept in self._rule.state[piece].items() if found.whole else ():
                 if kept.ndim:
                     self.take(piece, state.pop(key), kept)
-        if not found.whole:
-            self._rule.make_state(step)
-        elif found.lacking:
-            self._rule.begin(found.lacking)
+        found.begin(self._rule, step)
         self.written()
         return found.whole
 

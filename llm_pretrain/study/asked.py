@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from llm_pretrain import atomic
-from llm_pretrain.config.arguments import split_arguments
+from llm_pretrain.config.arguments import of_cluster, split_arguments
 from llm_pretrain.config.cluster import ClusterConfig
 from llm_pretrain.config.compose import compose_command, override
 from llm_pretrain.config.groups import groups
@@ -46,7 +46,7 @@ class Study:
         self.stems: list[Stem] = stems(asked.study, asked.overrides, config_dir)
         self.folder = folder(asked.study)
         self._asked, self._config_dir = asked, config_dir
-        self._clusters = [o for o in asked.overrides if o.lstrip("+").startswith("cluster")]
+        self._clusters = of_cluster(asked.overrides)
 
     def write(self) -> None:
         """Describe it in its folder, where the next command may read it. Raises UserError."""

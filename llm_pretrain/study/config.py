@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
+from llm_pretrain.config.arguments import key_of
 from llm_pretrain.config.fields import RULES, NonNegative, Positive, PositiveFloat
 from llm_pretrain.config.schedule import CooldownConfig
 from llm_pretrain.duration import Duration
@@ -191,7 +192,7 @@ def check_decided(where: str, overrides: Iterable[str]) -> None:
     `where`: the overrides are, for the message; empty: on the command line.
     """
     for text in overrides:
-        key = text.lstrip("+~").partition("=")[0]
+        key = key_of(text)
         for decided, instead in _DECIDED.items():
             if key == decided or key.startswith(f"{decided}."):
                 name = f"{where}: " if where else ""

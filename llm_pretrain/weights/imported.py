@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llm_pretrain import atomic
-from llm_pretrain.config.arguments import check_flags, split_arguments
+from llm_pretrain.config.arguments import check_flags, key_of, split_arguments
 from llm_pretrain.config.compose import compose
 from llm_pretrain.config.layout import Layout
 from llm_pretrain.config.rules import check
@@ -67,7 +67,7 @@ def import_weights(arguments: Sequence[str]) -> int:
 def _checked(path: Path, overrides: Sequence[str], config: TrainConfig) -> TrainConfig:
     """The config with its place. Raises UserError when that is taken, or the weights decide."""
     for text in overrides:
-        key = text.lstrip("+~").partition("=")[0]
+        key = key_of(text)
         if key == "model" or key in {f"model.{name}" for name in FIELDS}:
             raise UserError(f"{key}: the imported weights decide it; leave it out")
     if path.exists():
